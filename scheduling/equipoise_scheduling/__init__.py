@@ -1,0 +1,1 @@
+"""Fair scheduling of LLM requests: pure decisions, no I/O, no clock."""
