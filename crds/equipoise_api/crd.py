@@ -1,0 +1,122 @@
+"""The CustomResourceDefinitions, made from the API types."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel
+
+from equipoise_api.names import FAIRNESS_POLICIES, GROUP, TENANTS, VERSION
+from equipoise_api.policy import FairnessPolicySpec, FairnessPolicyStatus
+from equipoise_api.structural import structural_schema
+from equipoise_api.tenant import TenantSpec, TenantStatus
+
+_READY = ".status.conditions[?(@.type=='Ready')].status"
+
+TENANT_COLUMNS = [
+    ("Weight", "integer", ".spec.weight", "Relative share"),
+    ("Share%", "integer", ".status.share.actualPercent", "Share of the service delivered in the last minute"),
+    ("Fair%", "integer", ".status.share.entitledPercent", "Share that weight and demand entitle to"),
+    ("Queued", "integer", ".status.usage.queued", "Requests that wait"),
+    ("Running", "integer", ".status.usage.running", "Requests in the engines"),
+    ("Tok/min", "integer", ".status.usage.tokensPerMinute", "Prompt and generated tokens"),
+    ("TTFT-P99", "integer", ".status.latency.ttftP99Milliseconds", "Milliseconds to the first token"),
+    ("SLO%", "integer", ".status.latency.sloAttainmentPercent", "Requests that kept the SLO"),
+    ("Ready", "string", _READY, "Identity resolved and configuration synced"),
+    ("Age", "date", ".metadata.creationTimestamp", "Time since creation"),
+]
+POLICY_COLUMNS = [
+    ("Algorithm", "string", ".spec.algorithm.type", "Scheduler"),
+    ("Mode", "string", ".spec.mode", "Enforce or Off"),
+    ("Sidecars", "string", ".status.sidecars.syncedOfTotal", "Synced of all"),
+    ("Tenants", "integer", ".status.tenants", "Tenants admitted"),
+    ("Queued", "integer", ".status.load.queued", "Requests that wait"),
+    ("Sat", "integer", ".status.load.saturationPercent", "Use of the room that the gates give, percent"),
+    ("Jain", "integer", ".status.fairness.jainPermille", "Jain's index of the last minute, times 1000"),
+    ("Ready", "string", _READY, "Accepted and programmed"),
+    ("Age", "date", ".metadata.creationTimestamp", "Time since creation"),
+]
+
+
+def tenant_crd() -> dict[str, Any]:
+    """Return the CustomResourceDefinition of Tenant."""
+    return _crd(
+        kind="Tenant",
+        plural=TENANTS,
+        short_names=["ten"],
+        description="Tenant says who is served by shared engines, and how much of them they are entitled to.",
+        spec=TenantSpec,
+        status=TenantStatus,
+        columns=TENANT_COLUMNS,
+    )
+
+
+def fairness_policy_crd() -> dict[str, Any]:
+    """Return the CustomResourceDefinition of FairnessPolicy."""
+    return _crd(
+        kind="FairnessPolicy",
+        plural=FAIRNESS_POLICIES,
+        short_names=["fp", "fairness"],
+        description="FairnessPolicy says how requests are scheduled, and on which vLLM pods.",
+        spec=FairnessPolicySpec,
+        status=FairnessPolicyStatus,
+        columns=POLICY_COLUMNS,
+    )
+
+
+def _crd(
+    *,
+    kind: str,
+    plural: str,
+    short_names: list[str],
+    description: str,
+    spec: type[BaseModel],
+    status: type[BaseModel],
+    columns: list[tuple[str, str, str, str]],
+) -> dict[str, Any]:
+    return {
+        "apiVersion": "apiextensions.k8s.io/v1",
+        "kind": "CustomResourceDefinition",
+        "metadata": {"name": f"{plural}.{GROUP}"},
+        "spec": {
+            "group": GROUP,
+            "names": {
+                "kind": kind,
+                "listKind": f"{kind}List",
+                "plural": plural,
+                "singular": kind.lower(),
+                "shortNames": short_names,
+                "categories": ["equipoise"],
+            },
+            "scope": "Namespaced",
+            "versions": [
+                {
+                    "name": VERSION,
+                    "served": True,
+                    "storage": True,
+                    "subresources": {"status": {}},
+                    "additionalPrinterColumns": [
+                        {"name": name, "type": type_, "jsonPath": path, "description": text}
+                        for name, type_, path, text in columns
+                    ],
+                    "schema": {
+                        "openAPIV3Schema": {
+                            "type": "object",
+                            "description": description,
+                            "required": ["spec"],
+                            "properties": {
+                                "apiVersion": {
+                                    "type": "string",
+                                    "description": "Version of this representation.",
+                                },
+                                "kind": {"type": "string", "description": "Kind of this object."},
+                                "metadata": {"type": "object"},
+                                "spec": structural_schema(spec),
+                                "status": structural_schema(status, defaults=False),
+                            },
+                        }
+                    },
+                }
+            ],
+        },
+    }
