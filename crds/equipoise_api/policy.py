@@ -63,8 +63,10 @@ class PolicyTarget(ApiModel):
         LabelSelector,
         rules(
             (
-                "(has(self.matchLabels) && size(self.matchLabels) > 0)"
-                " || (has(self.matchExpressions) && size(self.matchExpressions) > 0)",
+                (
+                    "(has(self.matchLabels) && size(self.matchLabels) > 0)"
+                    " || (has(self.matchExpressions) && size(self.matchExpressions) > 0)"
+                ),
                 "name at least one label: an empty selector would govern every pod of the namespace",
                 ".matchLabels",
             )

@@ -58,7 +58,7 @@ def _convert(
     if "prefixItems" in node:
         raise ValueError(f"{path}: a tuple has no structural form; use an object")
     if not isinstance(node.get("type"), str):
-        raise ValueError(f"{path}: has no single type, so no structural form")
+        raise ValueError(f"{path}: has no single type, so no structural form")  # noqa: TRY004 - about the schema
     result = {key: value for key, value in node.items() if key not in _DROPPED}
     if "description" in result:
         result["description"] = " ".join(result["description"].split())
