@@ -1,0 +1,194 @@
+"""One `vllm serve` process on the CPU: started, waited for, stopped by its own id.
+
+The server listens on a Unix socket or on one loopback port. It gets SIGTERM when the thread that started it ends
+(`setpriv --pdeathsig`), so a killed test run leaves no engine behind; start it from a thread that lives as long.
+"""
+
+import http.client
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Required, Self, TypedDict, Unpack
+
+from typing_extensions import override
+
+from equipoise_cluster.vllm.environment import prepare, say
+
+START_SECONDS = 300.0
+"""A start takes 25 to 60 s on two idle cores, several times that when they are busy."""
+
+STOP_SECONDS = 20.0
+
+KV_BLOCK = 128
+"""Tokens in a block: what vLLM takes on a CPU by itself."""
+
+KV_BYTES = 32_768
+"""Bytes a token of the small model: 8 layers, keys and values, 512 wide, 4 bytes."""
+
+ENVIRONMENT = {
+    "HF_HUB_OFFLINE": "1",
+    "VLLM_TARGET_DEVICE": "cpu",
+    "VLLM_NO_USAGE_STATS": "1",
+    "DO_NOT_TRACK": "1",
+    # More threads than one fight the server's own process and the tests for two cores.
+    "OMP_NUM_THREADS": "1",
+}
+
+
+class EngineError(Exception):
+    """vLLM ended or was not ready in time; the message ends with its log's last lines."""
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    def __init__(self, path: Path, timeout: float) -> None:
+        super().__init__("localhost", timeout=timeout)
+        self._path = path
+
+    @override
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(str(self._path))
+
+
+class Options(TypedDict, total=False):
+    """How to start a server. `log` and exactly one of `uds` and `port` are required."""
+
+    log: Required[Path]
+    """Gets the server's standard output and error."""
+    uds: Path
+    host: str
+    """Default 127.0.0.1; any loopback address."""
+    port: int
+    model: str
+    """The served name; default "m"."""
+    max_num_seqs: int
+    """Default 8."""
+    max_model_len: int
+    """Tokens, prompt and output; default 2,048, at most 8,192."""
+    kv_tokens: int
+    """Size of the KV pool, cut to whole blocks of 128; default 32,768, which is 1 GiB."""
+    scheduling_policy: Literal["fcfs", "priority"]
+    """Default "priority": X-Vllm-Priority counts."""
+    extra: Sequence[str]
+    """Further arguments of `vllm serve`."""
+
+
+@dataclass(frozen=True)
+class Vllm:
+    """A running vLLM. Exactly one of `uds` and `port` is set; `url` is the base address of the latter."""
+
+    process: subprocess.Popen[bytes]
+    log: Path
+    model: str
+    uds: Path | None
+    host: str
+    port: int | None
+
+    @property
+    def url(self) -> str:
+        """The base address, for clients that speak TCP."""
+        return f"http://{self.host}:{self.port}"
+
+    @classmethod
+    @contextmanager
+    def start(cls, *, timeout: float = START_SECONDS, **options: Unpack[Options]) -> Iterator[Self]:
+        """Start a server, wait until it is ready, yield it, stop it. Raises as `launch` and `wait_ready`."""
+        engine = cls.launch(**options)
+        try:
+            engine.wait_ready(timeout)
+            yield engine
+        finally:
+            engine.stop()
+
+    @classmethod
+    def launch(cls, **options: Unpack[Options]) -> Self:
+        """Start a server and return at once, so that several load at the same time. The caller stops it.
+
+        Raises PreparationError, and ValueError for options that contradict each other.
+        """
+        log, uds, port = options["log"], options.get("uds"), options.get("port")
+        host, model = options.get("host", "127.0.0.1"), options.get("model", "m")
+        kv_tokens = options.get("kv_tokens", 32_768)
+        if (uds is None) == (port is None):
+            raise ValueError("give either uds or port: vLLM listens on one of them")
+        environment = prepare()
+        listen = ["--uds", str(uds)] if uds else ["--host", host, "--port", str(port)]
+        command = [
+            *("setpriv", "--pdeathsig", "TERM", "--"),
+            *(str(environment.vllm), "serve", str(environment.model), "--served-model-name", model),
+            *listen,
+            *("--enforce-eager", "--dtype", "float32"),
+            *("--max-model-len", str(options.get("max_model_len", 2048))),
+            *("--max-num-seqs", str(options.get("max_num_seqs", 8))),
+            *("--scheduling-policy", options.get("scheduling_policy", "priority")),
+            *("--block-size", str(KV_BLOCK), "--num-gpu-blocks-override", str(kv_tokens // KV_BLOCK)),
+            *("--enable-auto-tool-choice", "--tool-call-parser", "hermes"),
+            *options.get("extra", ()),
+        ]
+        space = max(1, -(-kv_tokens * KV_BYTES // 2**30))
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, **ENVIRONMENT, "VLLM_CPU_KVCACHE_SPACE": str(space)},
+                # A group of its own: stop() reaches the engine core and the workers too.
+                start_new_session=True,
+            )
+        return cls(process, log, model, uds, host, port)
+
+    def connection(self, timeout: float = 5.0) -> http.client.HTTPConnection:
+        """Return a new connection to the server."""
+        if self.uds:
+            return _UnixConnection(self.uds, timeout)
+        return http.client.HTTPConnection(self.host, self.port, timeout=timeout)
+
+    def wait_ready(self, timeout: float = START_SECONDS) -> None:
+        """Return when `/health` answers 200. Raises EngineError."""
+        began = told = time.monotonic()
+        while not self._healthy():
+            now = time.monotonic()
+            if (code := self.process.poll()) is not None:
+                raise EngineError(f"vLLM ended with {code} while starting.\n{self._log_end()}")
+            if now > began + timeout:
+                raise EngineError(f"vLLM was not ready after {timeout:.0f} s.\n{self._log_end()}")
+            if now > told + 10:
+                told = now
+                say(f"process {self.process.pid} loads, {now - began:.0f} s so far (25 to 60 s is usual)")
+            time.sleep(0.25)
+
+    def stop(self) -> None:
+        """End the server and all its processes: SIGTERM first, SIGKILL to the group after 20 s."""
+        self.process.terminate()
+        try:
+            self.process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            say(f"process {self.process.pid} goes on {STOP_SECONDS:.0f} s after SIGTERM; killing its group")
+        try:
+            os.killpg(self.process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            return  # the usual case: its children went with it
+        finally:
+            self.process.wait()
+
+    def _healthy(self) -> bool:
+        connection = self.connection(timeout=2.0)
+        try:
+            connection.request("GET", "/health")
+            return connection.getresponse().status == 200
+        except (OSError, http.client.HTTPException):
+            return False
+        finally:
+            connection.close()
+
+    def _log_end(self) -> str:
+        lines = self.log.read_text(errors="replace").splitlines()[-30:]
+        return "\n".join([f"The end of {self.log}:", *lines])
