@@ -1,1 +1,59 @@
-"""The command `equipoise`: one door to every part; each subcommand imports its part only when it is called."""
+"""The command `equipoise`: one door to every part.
+
+Each part's `cli` module is light; what a subcommand needs is imported when it runs, so that an image with one extra
+installed still answers `--help`, and a missing extra is named rather than traced.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from equipoise_api import cli as api_cli
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Makes shared vLLM fair on Kubernetes.",
+)
+
+CRD_DIRECTORIES = [Path("crds"), Path("charts/equipoise/files/crds")]
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    *, show_version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False
+) -> None:
+    """Say what the command is, or its version."""
+    if show_version:
+        typer.echo(version("equipoise"))
+        raise typer.Exit
+
+
+@app.command()
+def crds(
+    *,
+    check: Annotated[bool, typer.Option(help="Write nothing; fail if a file is stale.")] = False,
+) -> None:
+    """Write the CustomResourceDefinitions from the API types, in a checkout."""
+    if check:
+        stale = api_cli.stale(CRD_DIRECTORIES)
+        for path in stale:
+            typer.echo(f"{path} is stale: run `equipoise crds`", err=True)
+        raise typer.Exit(bool(stale))
+    for path in api_cli.write(CRD_DIRECTORIES):
+        typer.echo(f"wrote {path}")
+
+
+def main() -> None:
+    """Run the command; a missing extra becomes one line that says how to install it."""
+    try:
+        app()
+    except ModuleNotFoundError as error:
+        part = next((word for word in sys.argv[1:] if not word.startswith("-")), "this")
+        extra = {"engine": "simulator", "cluster": "demo"}.get(part, part)
+        sys.exit(f"equipoise {part} needs {error.name}: install it with `pip install 'equipoise[{extra}]'`")
