@@ -21,8 +21,6 @@ app = typer.Typer(
     help="Makes shared vLLM fair on Kubernetes.",
 )
 
-CRD_DIRECTORIES = [Path("crds"), Path("charts/equipoise/files/crds")]
-
 
 @app.callback(invoke_without_command=True)
 def root(
@@ -39,13 +37,16 @@ def crds(
     *,
     check: Annotated[bool, typer.Option(help="Write nothing; fail if a file is stale.")] = False,
 ) -> None:
-    """Write the CustomResourceDefinitions from the API types, in a checkout."""
+    """Write the CustomResourceDefinitions and the API reference from the types; call it in a checkout."""
+    root = Path.cwd()
+    if not (root / "crds").is_dir():
+        sys.exit(f"{root} is no checkout of equipoise: it has no folder crds")
     if check:
-        stale = api_cli.stale(CRD_DIRECTORIES)
+        stale = api_cli.stale(root)
         for path in stale:
             typer.echo(f"{path} is stale: run `equipoise crds`", err=True)
         raise typer.Exit(bool(stale))
-    for path in api_cli.write(CRD_DIRECTORIES):
+    for path in api_cli.write(root):
         typer.echo(f"wrote {path}")
 
 
