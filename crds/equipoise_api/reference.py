@@ -43,7 +43,8 @@ def _rows(schema: dict[str, Any], path: str) -> Iterator[str]:
         here = f"{path}.{name}"
         shown = f"**`{here}`**" if name in schema.get("required", []) else f"`{here}`"
         rules = "".join(
-            f" {rule['message'].capitalize()}." for rule in field.get("x-kubernetes-validations", [])
+            f" {rule['message'][0].upper()}{rule['message'][1:]}."
+            for rule in field.get("x-kubernetes-validations", [])
         )
         meaning = (field.get("description", "") + rules).replace("|", "\\|")
         yield f"| {shown} | {_type(field)} | {_default(field)} | {meaning} |"

@@ -89,3 +89,12 @@ def test_the_defaults_of_the_schema_are_those_of_the_types():
 def test_a_tenant_may_be_empty():
     assert TenantSpec.model_validate({}).weight == 1
     assert "required" not in schema_of(CRDS["Tenant"])["properties"]["spec"]
+
+
+def test_rules_speak_of_fields_that_exist():
+    import re
+
+    for crd in CRDS.values():
+        for _, field in fields(schema_of(crd)):
+            for rule in field.get("x-kubernetes-validations", []):
+                assert set(re.findall(r"self\.(\w+)", rule["rule"])) <= set(field["properties"])

