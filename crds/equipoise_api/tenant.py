@@ -51,7 +51,9 @@ class SloTarget(ApiModel):
     """Time from arrival to the first token."""
     tpot_milliseconds: Annotated[int, Field(ge=1, le=86_400_000)] | None = None
     """Mean time per output token after the first."""
-    e2e_milliseconds: Annotated[int, Field(ge=1, le=86_400_000, alias="e2eMilliseconds")] | None = None
+    e2e_milliseconds: Annotated[
+        Annotated[int, Field(ge=1, le=86_400_000)] | None, Field(alias="e2eMilliseconds")
+    ] = None
     """Time from arrival to the end of the answer."""
     objective_percent: Annotated[int, Field(ge=1, le=100)] = 95
     """Share of requests that should keep the targets; the condition SLOMet compares with it."""
