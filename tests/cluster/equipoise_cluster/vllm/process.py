@@ -159,6 +159,7 @@ class Vllm:
                 raise ClusterError(f"vLLM was not ready after {timeout:.0f} s. Its log ends:\n{log}")
             progress.update(f"vLLM loads, {waited:.0f} s so far (25 to 60 s is usual)")
             time.sleep(0.25)
+        progress.step(f"vLLM is ready after {time.monotonic() - began:.0f} s")
 
     def stop(self) -> None:
         """End the server and all its processes: SIGTERM, and SIGKILL after 20 s."""
