@@ -34,7 +34,7 @@ class TenantSettings:
 
     weight: float = 1.0
     max_in_flight: int | None = None
-    """Sequences in flight at which the tenant is held out of the choice. None: no limit of its own."""
+    """Requests in flight at which the tenant is held out of the choice. None: no limit of its own."""
     max_queued: int | None = None
 
     def __post_init__(self) -> None:
@@ -57,6 +57,18 @@ class SchedulerSettings:
     """Sliding window of the shares, and how much history a change of algorithm carries over."""
 
 
+@dataclass(frozen=True, slots=True)
+class Service:
+    """Delivered service by kind."""
+
+    prompt: int = 0
+    """Prompt tokens, cached ones included."""
+    cached: int = 0
+    generated: int = 0
+    cost: float = 0.0
+    """In cost units (weighted tokens)."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TenantShare:
     """One tenant's row: the same for status, metrics, debug tables and tests. Shares are fractions of 1."""
@@ -70,19 +82,16 @@ class TenantShare:
     """At its own max_in_flight, and so not in the choice."""
     counter: float | None
     """The scheduler's key in cost units per unit of weight; None for one that keeps none."""
-    prompt_tokens: int
-    """Delivered since the start, uncached and cached together."""
-    cached_tokens: int
-    generated_tokens: int
-    service: float
-    """Delivered since the start, in cost units."""
-    window_service: float
-    """Delivered within the sliding window, in cost units."""
+    total: Service
+    """Delivered since the start."""
+    window: Service
+    """Delivered within the sliding window."""
     demand: float
-    """What it took and still asks for within the window, over what all took. May exceed 1."""
+    """The window's service plus what is queued and in flight still asks for (expected), in cost units."""
     entitled: float
-    """Max-min share of the window's service by weight, no more than its demand."""
+    """Max-min share, by weight and demand, of all service delivered in the window."""
     actual: float
+    """Share of all service delivered in the window."""
     lag: float
     """(entitled - actual) x the window's service: cost units owed to it (> 0) or had beyond its share (< 0)."""
     head_wait: float
@@ -96,11 +105,11 @@ class Bound:
     undelivered: float
     """U: the most cost that one tenant had in flight and undelivered just after a dispatch."""
     limit: float
-    """U/w_f + U/w_g for the pair of backlogged tenants that came closest to theirs."""
+    """What the gap may at most be, for the pair of backlogged tenants that came closest to its limit."""
     gap: float
-    """The largest |W_f/w_f - W_g/w_g| of that pair while both stayed backlogged."""
+    """The largest |W_f/w_f - W_g/w_g| seen between that pair while both stayed backlogged."""
     met: bool
-    """False once any pair exceeded its own limit."""
+    """False where any pair exceeded its own limit."""
 
 
 class Scheduler(ABC):
