@@ -1,0 +1,158 @@
+"""One accepted request: from the queue into the engine to its one outcome.
+
+A ticket is made by `Dispatcher.submit` and held by the coroutine that serves the request:
+
+    verdict = await ticket.dispatched()     a Rejection ends it; None: send it to the engine
+    ticket.busy() / ticket.unreachable()    the engine would not take it: back in the queue, await dispatched() again
+    ticket.first_token(), ticket.progress() while the answer comes
+    ticket.finish(outcome, usage)           in a `finally`: the first outcome stands, later calls do nothing
+
+All methods run on the event loop's thread. What they change besides the ticket is the dispatcher's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from enum import StrEnum
+from typing import Protocol
+
+from equipoise_scheduling.request import Outcome, Request, Usage
+
+from equipoise_sidecar.facts import Facts, Rejection
+
+
+class Phase(StrEnum):
+    """Where a ticket is."""
+
+    QUEUED = "queued"
+    IN_FLIGHT = "in-flight"
+    ENDED = "ended"
+
+
+class Owner(Protocol):
+    """What a ticket asks of its dispatcher."""
+
+    def returned(self, ticket: Ticket, *, reachable: bool) -> None:
+        """Put a dispatched request back where it stood in the queue."""
+
+    def began(self, ticket: Ticket) -> None:
+        """Note the first token."""
+
+    def advanced(self, ticket: Ticket) -> None:
+        """Note delivery so far."""
+
+    def ended(self, ticket: Ticket, outcome: Outcome, usage: Usage | None) -> None:
+        """Finalise: the one place."""
+
+
+class Ticket:
+    """One accepted request."""
+
+    __slots__ = (
+        "_owner",
+        "_verdict",
+        "_waiter",
+        "counted_generated",
+        "counted_prompt",
+        "dispatched_at",
+        "exact",
+        "expiry",
+        "facts",
+        "first_token_at",
+        "generated",
+        "outcome",
+        "phase",
+        "prompt",
+        "queued_since",
+        "request",
+        "reservation_bytes",
+        "streams",
+    )
+
+    def __init__(self, owner: Owner, facts: Facts, request: Request, held_bytes: int) -> None:
+        self._owner = owner
+        self._verdict: Rejection | None = None
+        self._waiter: asyncio.Future[Rejection | None] | None = None
+        self.facts = facts
+        self.request = request
+        self.reservation_bytes = held_bytes
+        self.phase = Phase.QUEUED
+        self.outcome: Outcome | None = None
+        self.queued_since = request.arrival
+        self.dispatched_at: float | None = None
+        self.first_token_at: float | None = None
+        self.prompt = 0
+        """Prompt tokens delivered, as far as is known or estimated."""
+        self.generated = 0
+        """Output tokens delivered, over all sequences."""
+        self.exact = False
+        """Whether these come from the engine's own usage."""
+        self.streams = facts.stream
+        """Whether progress shows while the answer comes; if not, the clock stands in."""
+        self.counted_prompt = 0
+        self.counted_generated = 0
+        self.expiry: asyncio.TimerHandle | None = None
+
+    @property
+    def tenant(self) -> str:
+        """Identifier of the tenant that pays."""
+        return self.request.tenant
+
+    @property
+    def priority(self) -> int:
+        """For X-Vllm-Priority: smaller goes first."""
+        return self.request.priority
+
+    @property
+    def queued_seconds(self) -> float:
+        """Seconds from arrival to the last dispatch; 0 before."""
+        return 0.0 if self.dispatched_at is None else self.dispatched_at - self.request.arrival
+
+    async def dispatched(self) -> Rejection | None:
+        """Wait for this request's turn. None: send it; a Rejection: answer with that, the ticket has ended.
+
+        When the caller is cancelled it calls `finish(CANCELLED)`, whether or not its turn came meanwhile.
+        """
+        if self.phase is not Phase.QUEUED:
+            return self._verdict
+        self._waiter = asyncio.get_running_loop().create_future()
+        try:
+            return await self._waiter
+        finally:
+            self._waiter = None
+
+    def decide(self, verdict: Rejection | None) -> None:
+        """Wake the waiting coroutine. For the dispatcher, which has changed the phase before."""
+        self._verdict = verdict
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(verdict)
+
+    def busy(self) -> None:
+        """Take back a request that the engine refused with 503 before the first byte of an answer."""
+        self._owner.returned(self, reachable=True)
+
+    def unreachable(self) -> None:
+        """Take back a request for which no connection to the engine could be made."""
+        self._owner.returned(self, reachable=False)
+
+    def first_token(self) -> None:
+        """Note that the first token (or the whole answer) came. Later calls do nothing."""
+        if self.first_token_at is None:
+            self._owner.began(self)
+
+    def progress(self, prompt: int | None, generated: int, *, exact: bool) -> None:
+        """Note delivery so far, cumulative over all sequences; `prompt` None where the answer does not say.
+
+        `exact`: from the engine's own usage. Cheap: called for each chunk.
+        """
+        self.streams = True
+        if prompt is not None:
+            self.prompt = prompt
+        self.generated = max(self.generated, generated)
+        self.exact = exact
+        self._owner.advanced(self)
+
+    def finish(self, outcome: Outcome, usage: Usage | None = None) -> None:
+        """End it. Without usage what was seen or estimated stays charged. The first outcome stands."""
+        if self.phase is not Phase.ENDED:
+            self._owner.ended(self, outcome, usage)
