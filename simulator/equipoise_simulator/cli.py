@@ -1,0 +1,88 @@
+"""`equipoise engine`: the stand-in engine as a process."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+def engine(
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    uds: Path | None = None,
+    profile: str = "fast",
+    speed: float = 1.0,
+    model: str = "standin",
+    api_key: str | None = None,
+    priority_scheduling: bool = False,
+    max_num_queued_reqs: int | None = None,
+    max_num_seqs: int | None = None,
+    max_model_len: int | None = None,
+    kv_tokens: int | None = None,
+    stream_interval: int = 1,
+    force_include_usage: bool = False,
+    prompt_tokens_details: bool = False,
+    die_after_tokens: int | None = None,
+    garbage: bool = False,
+    garbage_events: bool = False,
+    busy: bool = False,
+    accept_delay_seconds: float = 0.0,
+    close_connections: bool = False,
+) -> None:
+    """Serve an OpenAI-compatible engine that keeps a real vLLM's time, without a model.
+
+    The options after `prompt_tokens_details` are faults for tests. Ends on SIGINT or SIGTERM; a bad option or an address
+    that cannot be had ends with a message on one line.
+    """
+    import asyncio
+    import dataclasses
+    import signal
+
+    import uvloop
+
+    from equipoise_simulator.profiles import profile_named
+    from equipoise_simulator.standin import Faults, Settings, StandIn
+
+    async def serve() -> None:
+        sizes = {"max_num_seqs": max_num_seqs, "max_model_len": max_model_len, "kv_tokens": kv_tokens}
+        chosen = {name: value for name, value in sizes.items() if value is not None}
+        stand_in = StandIn(
+            profile=dataclasses.replace(profile_named(profile), **chosen),
+            speed=speed,
+            host=host,
+            port=port,
+            uds=uds,
+            settings=Settings(
+                model=model,
+                api_key=api_key,
+                force_include_usage=force_include_usage,
+                prompt_tokens_details=prompt_tokens_details,
+                stream_interval=stream_interval,
+            ),
+            priority_scheduling=priority_scheduling,
+            max_num_queued_reqs=max_num_queued_reqs,
+            faults=Faults(
+                die_after_tokens=die_after_tokens,
+                garbage=garbage,
+                garbage_events=garbage_events,
+                busy=busy,
+                accept_delay_seconds=accept_delay_seconds,
+                close_connections=close_connections,
+            ),
+        )
+        stopped = asyncio.Event()
+        for name in (signal.SIGINT, signal.SIGTERM):
+            asyncio.get_running_loop().add_signal_handler(name, stopped.set)
+        async with stand_in:
+            print(f"stand-in engine, profile {profile} x {speed:g}, on {uds or stand_in.url}", flush=True)
+            ended = asyncio.ensure_future(stand_in.serve_forever())
+            await asyncio.wait(
+                {ended, asyncio.ensure_future(stopped.wait())}, return_when=asyncio.FIRST_COMPLETED
+            )
+            if ended.done():
+                ended.result()
+
+    try:
+        uvloop.run(serve())
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"equipoise engine: {error}") from None

@@ -1,0 +1,400 @@
+"""A model of vLLM's continuous batching: pure, with time as an argument.
+
+One step, as in vLLM's scheduler:
+
+1. Every decoding sequence gets one token. Those that cross into a new KV block need one; while there are too few,
+   a running sequence is preempted: the largest (priority, arrival) in priority mode, else the one admitted last.
+   It loses its KV and waits again (recompute: prompt and generated tokens are prefilled together).
+2. What is left of the token budget goes to prompts: chunks of those under way, then waiting ones in order (arrival,
+   or priority then arrival) while sequence slots and KV blocks last. Nothing is admitted in a step that preempted.
+3. The step takes `Profile.step_seconds`. A prompt whose last chunk ran yields a token.
+
+Differences from vLLM: a prompt's blocks are taken whole when it is admitted, not chunk by chunk; there is no prefix cache.
+
+Cost: O(1) a step plus O(log n) for each admission and end, however many sequences decode. What a decoding sequence
+holds follows from the *clock*, a count of decode steps: it was at `context_at_join` tokens when the clock stood at
+`joined`, so it needs a block whenever the clock is congruent to `joined - context_at_join` modulo the block size, and
+ends at a clock that is known when it joins. So stretches in which nothing changes are taken in one jump.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections import deque
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from equipoise_simulator.profiles import Profile
+
+
+class SequenceState(Enum):
+    """Where a sequence is."""
+
+    WAITING = "waiting"
+    PREFILLING = "prefilling"
+    DECODING = "decoding"
+    FINISHED = "finished"
+    ABORTED = "aborted"
+
+
+class Sequence:
+    """One sequence to generate: `prompt_tokens` in, exactly `output_tokens` out."""
+
+    __slots__ = (
+        "arrival",
+        "context_at_join",
+        "ends",
+        "generated_at_join",
+        "joined",
+        "number",
+        "output_tokens",
+        "owner",
+        "preemptions",
+        "prefilled",
+        "priority",
+        "prompt_tokens",
+        "state",
+    )
+
+    def __init__(
+        self,
+        prompt_tokens: int,
+        output_tokens: int,
+        *,
+        priority: int = 0,
+        arrival: float = 0.0,
+        owner: Any = None,
+    ) -> None:
+        if prompt_tokens < 1 or output_tokens < 1:
+            raise ValueError(f"a sequence needs tokens in and out, not {prompt_tokens} and {output_tokens}")
+        self.prompt_tokens = prompt_tokens
+        self.output_tokens = output_tokens
+        self.priority = priority
+        self.arrival = arrival
+        self.owner = owner
+        self.state = SequenceState.WAITING
+        self.number = 0
+        self.prefilled = 0
+        self.preemptions = 0
+        self.joined = 0
+        self.context_at_join = 0
+        self.ends = 0
+        self.generated_at_join = 0
+
+    def __lt__(self, other: Sequence) -> bool:
+        return (self.priority, self.arrival, self.number) < (other.priority, other.arrival, other.number)
+
+
+@dataclass(slots=True)
+class Step:
+    """What one step, or a run of equal decode steps, did; read it after `finish`."""
+
+    begins: float
+    ends: float
+    count: int
+    """Decode steps in this run; every sequence of `advanced` got that many tokens."""
+    prefill_tokens: int
+    prefilled: list[tuple[Sequence, int]]
+    """Prompt chunks: which sequence, how many tokens."""
+    preempted: list[Sequence] = field(default_factory=list)
+    """Sequences that lost their KV when the step was planned."""
+    advanced: list[Sequence] = field(default_factory=list)
+    """Sequences that decoded."""
+    first: list[Sequence] = field(default_factory=list)
+    """Sequences whose prompt is complete, with one token from it (their first, unless they were preempted)."""
+    finished: list[Sequence] = field(default_factory=list)
+
+
+class EngineModel:
+    """vLLM's scheduler and KV pool on a `Profile`.
+
+    `begin` plans and starts a step, `finish` ends it; `add` and `abort` may come at any time. The caller owns the clock.
+    Invariants: free blocks plus the blocks of running sequences are the pool; a sequence is in exactly one place.
+    """
+
+    def __init__(
+        self, profile: Profile, *, priority_scheduling: bool = False, max_num_queued_reqs: int | None = None
+    ) -> None:
+        self.profile = profile
+        self.priority_scheduling = priority_scheduling
+        self.max_num_queued_reqs = max_num_queued_reqs
+        self.free_blocks = profile.kv_blocks
+        self.preemptions = 0
+        self.recomputed_tokens = 0
+        self._block = profile.block_size
+        self._waiting_fcfs: deque[Sequence] = deque()
+        self._waiting_heap: list[Sequence] = []
+        self._waiting_count = 0
+        self._running: dict[Sequence, None] = {}
+        self._prefilling: deque[Sequence] = deque()
+        self._decoding: dict[Sequence, None] = {}
+        self._ends: list[tuple[int, int, Sequence]] = []
+        self._crossings = [0] * self._block
+        self._clock = 0
+        self._context = 0
+        self._numbers = 0
+        self._step: Step | None = None
+
+    # -- what an observer sees
+
+    @property
+    def waiting(self) -> int:
+        """Sequences that wait for admission."""
+        return self._waiting_count
+
+    @property
+    def running(self) -> int:
+        """Sequences that hold KV."""
+        return len(self._running)
+
+    @property
+    def kv_usage(self) -> float:
+        """Share of the pool in use, 0 to 1."""
+        return 1 - self.free_blocks / self.profile.kv_blocks
+
+    @property
+    def idle(self) -> bool:
+        """Whether there is nothing to do."""
+        return not self._running and not self._waiting_count
+
+    @property
+    def full(self) -> bool:
+        """Whether `add` would refuse."""
+        return self.max_num_queued_reqs is not None and self._waiting_count >= self.max_num_queued_reqs
+
+    def generated(self, sequence: Sequence) -> int:
+        """Return the tokens generated so far, those of a step under way included."""
+        if sequence.state is SequenceState.DECODING:
+            return sequence.generated_at_join + self._clock - sequence.joined
+        return sequence.generated_at_join
+
+    def decoding(self) -> Iterable[Sequence]:
+        """Return the sequences that decode, in order of joining."""
+        return self._decoding.keys()
+
+    # -- what a client does
+
+    def add(self, sequence: Sequence) -> bool:
+        """Queue a sequence; False when the queue is full.
+
+        Raises ValueError when it can never fit the pool.
+        """
+        tokens = sequence.prompt_tokens + sequence.output_tokens
+        if tokens > self.profile.kv_blocks * self._block:
+            raise ValueError(f"{tokens} tokens never fit a KV pool of {self.profile.kv_blocks * self._block}")
+        if self.full:
+            return False
+        self._numbers += 1
+        sequence.number = self._numbers
+        self._enqueue(sequence, front=False)
+        return True
+
+    def abort(self, sequence: Sequence) -> None:
+        """Remove a sequence, wherever it is; nothing happens when it has ended."""
+        if sequence.state is SequenceState.WAITING:
+            self._waiting_count -= 1  # the entry is skipped when it comes up
+        elif sequence.state is SequenceState.PREFILLING:
+            self._leave(sequence)
+        elif sequence.state is SequenceState.DECODING:
+            sequence.generated_at_join = self.generated(sequence)
+            self._leave(sequence)
+        else:
+            return
+        sequence.state = SequenceState.ABORTED
+
+    # -- steps
+
+    def begin(self, now: float, *, until: float | None = None) -> Step | None:
+        """Plan and start a step at `now`; None when there is nothing to run.
+
+        With `until` (seconds), steps that only decode are taken together, up to the first that ends at or after `until`, the next end of a
+        sequence or the next shortage of KV: exact as long as nobody adds or aborts before then.
+        """
+        assert self._step is None, "the step before has not been finished"
+        preempted = self._make_room()
+        crossing = self._crossings[self._clock % self._block]
+        self.free_blocks -= crossing
+        chunks = self._schedule_prompts(admit=not preempted)
+        decode_seqs = len(self._decoding)
+        if not chunks and not decode_seqs:
+            return None
+        profile = self.profile
+        prefill_tokens = sum(tokens for _, tokens in chunks)
+        seconds = profile.step_seconds(prefill_tokens, decode_seqs, self._context)
+        count = 1
+        if until is not None and not chunks and not preempted:
+            count = self._jump(seconds, until - now)
+            seconds = count * seconds + profile.a3 * decode_seqs * count * (count - 1) / 2
+        self._clock += count
+        self._context += decode_seqs * count
+        self._step = Step(now, now + seconds, count, prefill_tokens, chunks, preempted)
+        return self._step
+
+    def finish(self) -> Step:
+        """End the step under way and return it with its events."""
+        step, self._step = self._step, None
+        assert step is not None, "no step is under way"
+        step.advanced = list(self._decoding)
+        ends = self._ends
+        while ends and ends[0][0] <= self._clock:
+            at, _, sequence = heapq.heappop(ends)
+            if sequence.state is SequenceState.DECODING and sequence.ends == at:
+                self._end(sequence, step)
+        for sequence, tokens in step.prefilled:
+            if sequence.state is not SequenceState.PREFILLING:
+                continue  # aborted meanwhile
+            sequence.prefilled += tokens
+            if sequence.prefilled == sequence.context_at_join:
+                self._prefilling.popleft()
+                self._join(sequence, step)
+        return step
+
+    # -- inside
+
+    def _enqueue(self, sequence: Sequence, *, front: bool) -> None:
+        sequence.state = SequenceState.WAITING
+        self._waiting_count += 1
+        if self.priority_scheduling:
+            heapq.heappush(self._waiting_heap, sequence)
+        elif front:
+            self._waiting_fcfs.appendleft(sequence)
+        else:
+            self._waiting_fcfs.append(sequence)
+
+    def _head(self) -> Sequence | None:
+        queue: deque[Sequence] | list[Sequence] = (
+            self._waiting_heap if self.priority_scheduling else self._waiting_fcfs
+        )
+        while queue:
+            if queue[0].state is SequenceState.WAITING:
+                return queue[0]
+            self._drop_head()
+        return None
+
+    def _drop_head(self) -> None:
+        if self.priority_scheduling:
+            heapq.heappop(self._waiting_heap)
+        else:
+            self._waiting_fcfs.popleft()
+
+    def _blocks(self, tokens: int) -> int:
+        return -(-tokens // self._block)
+
+    def _make_room(self) -> list[Sequence]:
+        preempted: list[Sequence] = []
+        while self._crossings[self._clock % self._block] > self.free_blocks:
+            victim = max(self._running) if self.priority_scheduling else next(reversed(self._running))
+            if victim.state is SequenceState.DECODING:
+                victim.generated_at_join = self.generated(victim)
+                self.recomputed_tokens += victim.prompt_tokens + victim.generated_at_join - 1
+            else:
+                self.recomputed_tokens += victim.prefilled
+            self._leave(victim)
+            victim.preemptions += 1
+            self.preemptions += 1
+            self._enqueue(victim, front=True)
+            preempted.append(victim)
+        return preempted
+
+    def _schedule_prompts(self, *, admit: bool) -> list[tuple[Sequence, int]]:
+        budget = self.profile.max_num_batched_tokens - len(self._decoding)
+        chunks: list[tuple[Sequence, int]] = []
+        for sequence in self._prefilling:
+            tokens = min(sequence.context_at_join - sequence.prefilled, budget)
+            if tokens == 0:
+                break
+            budget -= tokens
+            chunks.append((sequence, tokens))
+        while admit and budget > 0 and self._waiting_count and len(self._running) < self.profile.max_num_seqs:
+            head = self._head()
+            assert head is not None, "the count of waiting sequences is wrong"
+            context = head.prompt_tokens + head.generated_at_join
+            blocks = self._blocks(context)
+            if blocks > self.free_blocks:
+                break
+            self._drop_head()
+            self._waiting_count -= 1
+            self.free_blocks -= blocks
+            head.state = SequenceState.PREFILLING
+            head.prefilled = 0
+            head.context_at_join = context
+            self._running[head] = None
+            self._prefilling.append(head)
+            tokens = min(context, budget)
+            budget -= tokens
+            chunks.append((head, tokens))
+        return chunks
+
+    def _join(self, sequence: Sequence, step: Step) -> None:
+        """Turn a sequence whose prompt is complete into a decoding one."""
+        sequence.generated_at_join += 1
+        step.first.append(sequence)
+        sequence.state = SequenceState.DECODING
+        sequence.joined = self._clock
+        sequence.ends = self._clock + sequence.output_tokens - sequence.generated_at_join
+        self._context += sequence.context_at_join
+        self._decoding[sequence] = None
+        self._crossings[(self._clock - sequence.context_at_join) % self._block] += 1
+        if sequence.ends == self._clock:
+            self._end(sequence, step)
+        else:
+            heapq.heappush(self._ends, (sequence.ends, sequence.number, sequence))
+
+    def _end(self, sequence: Sequence, step: Step) -> None:
+        self._leave(sequence)
+        sequence.generated_at_join = sequence.output_tokens
+        sequence.state = SequenceState.FINISHED
+        step.finished.append(sequence)
+
+    def _leave(self, sequence: Sequence) -> None:
+        """Give back all that a running sequence holds."""
+        del self._running[sequence]
+        if sequence.state is SequenceState.PREFILLING:
+            self._prefilling.remove(sequence)
+            self.free_blocks += self._blocks(sequence.context_at_join)
+            return
+        del self._decoding[sequence]
+        context = sequence.context_at_join + self._clock - sequence.joined
+        self._context -= context
+        self._crossings[(sequence.joined - sequence.context_at_join) % self._block] -= 1
+        self.free_blocks += self._blocks(context)
+
+    def _jump(self, first_seconds: float, horizon: float) -> int:
+        """Return how many decode steps to take at once; the blocks of all of them are taken here.
+
+        The first step lasts `first_seconds`; each later one takes a3 * decoding sequences longer.
+        """
+        while self._ends and (
+            self._ends[0][2].state is not SequenceState.DECODING or self._ends[0][2].ends != self._ends[0][0]
+        ):
+            heapq.heappop(self._ends)
+        count = self._ends[0][0] - self._clock
+        growth = self.profile.a3 * len(self._decoding)
+        if horizon < count * first_seconds + growth * count * (count - 1) / 2:
+            count = min(count, _steps_to_cover(horizon, first_seconds, growth))
+        taken = 1  # the blocks of the first step are taken already
+        cycles = min((count - taken) // self._block, self.free_blocks // len(self._decoding))
+        taken += cycles * self._block
+        self.free_blocks -= cycles * len(self._decoding)
+        while taken < count:
+            crossing = self._crossings[(self._clock + taken) % self._block]
+            if crossing > self.free_blocks:
+                break
+            self.free_blocks -= crossing
+            taken += 1
+        return taken
+
+
+def _steps_to_cover(horizon: float, first: float, growth: float) -> int:
+    """Return the least k >= 1 with k*first + growth*k*(k-1)/2 >= horizon."""
+    if horizon <= first:
+        return 1
+    if growth == 0:
+        return math.ceil(horizon / first)
+    half = first - growth / 2
+    return max(1, math.ceil((math.sqrt(half * half + 2 * growth * horizon) - half) / growth))

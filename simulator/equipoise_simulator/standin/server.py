@@ -1,0 +1,146 @@
+"""The stand-in engine as an object: `async with StandIn(profile="fast", speed=10, port=0) as engine: engine.url`."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+import uvicorn
+from typing_extensions import override
+
+from equipoise_simulator.engine_model import EngineModel
+from equipoise_simulator.profiles import Profile, profile_named
+from equipoise_simulator.standin.app import Settings, StandInApp
+from equipoise_simulator.standin.engine_loop import EngineLoop
+from equipoise_simulator.standin.faults import Faults, protocol_with
+from equipoise_simulator.standin.stats import Stats
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from types import TracebackType
+
+KEEP_ALIVE_SECONDS = 5
+SOCKET_MODE = 0o755
+
+
+class _Server(uvicorn.Server):
+    """uvicorn without its hold on the process's signals."""
+
+    @override
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+class StandIn:
+    """An OpenAI-compatible server before an engine model that runs in real time, `speed` times as fast.
+
+    Listens on `host`:`port` (0 takes a free one) or, with `uds`, on a Unix socket of mode 0755 as vLLM's.
+    """
+
+    def __init__(
+        self,
+        *,
+        profile: Profile | str = "fast",
+        speed: float = 1.0,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        uds: Path | str | None = None,
+        settings: Settings | None = None,
+        priority_scheduling: bool = False,
+        max_num_queued_reqs: int | None = None,
+        faults: Faults | None = None,
+    ) -> None:
+        named = profile_named(profile) if isinstance(profile, str) else profile
+        self.settings = settings or Settings()
+        self.faults = faults or Faults()
+        self.model = EngineModel(
+            named.scaled(speed),
+            priority_scheduling=priority_scheduling,
+            max_num_queued_reqs=max_num_queued_reqs,
+        )
+        self.stats = Stats(self.model, self.settings.model)
+        self.loop = EngineLoop(self.model, self.stats)
+        self.host = host
+        self.port = port
+        self.uds = None if uds is None else Path(uds)
+        self._server: _Server | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+
+    @property
+    def url(self) -> str:
+        """Base address, without a path; for a Unix socket the host is a name only."""
+        return "http://localhost" if self.uds else f"http://{self.host}:{self.port}"
+
+    async def __aenter__(self) -> Self:
+        """Listen and begin to step."""
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Stop as a killed engine does: streams are cut."""
+        await self.stop()
+
+    async def start(self) -> None:
+        """Listen and begin to step; OSError when the address cannot be had."""
+        config = uvicorn.Config(
+            StandInApp(self.settings, self.loop, self.stats, self.faults),
+            http=protocol_with(self.faults),
+            uds=str(self.uds) if self.uds else None,
+            lifespan="off",
+            ws="none",
+            interface="asgi3",
+            access_log=False,
+            log_config=None,
+            proxy_headers=False,
+            timeout_keep_alive=KEEP_ALIVE_SECONDS,
+            timeout_graceful_shutdown=1,
+        )
+        sockets = None if self.uds else [self._bind()]
+        self._server = _Server(config)
+        self._tasks = [
+            asyncio.create_task(self._server.serve(sockets=sockets), name="stand-in HTTP"),
+            asyncio.create_task(self.loop.run(), name="stand-in engine"),
+        ]
+        while not self._server.started:
+            if self._tasks[0].done():
+                self._tasks[0].result()
+                raise OSError(f"the stand-in could not listen on {self.uds or self.url}")
+            await asyncio.sleep(0.005)
+        if self.uds:
+            self.uds.chmod(SOCKET_MODE)
+
+    async def stop(self) -> None:
+        """Close the listener, cut what is open, free the address."""
+        assert self._server is not None, "the stand-in was not started"
+        for connection in list(self._server.server_state.connections):
+            connection.transport.abort()
+        self._server.should_exit = True
+        self._tasks[1].cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self.uds:
+            self.uds.unlink(missing_ok=True)
+
+    async def serve_forever(self) -> None:
+        """Wait until the engine or the server ends; what ended it is raised."""
+        ended, _ = await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in ended:
+            task.result()
+
+    def _bind(self) -> socket.socket:
+        family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
+        listener = socket.socket(family, socket.SOCK_STREAM)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((self.host, self.port))
+        except OSError as error:
+            listener.close()
+            raise OSError(error.errno, f"{os.strerror(error.errno or 0)}: {self.host}:{self.port}") from None
+        self.port = listener.getsockname()[1]
+        return listener
