@@ -96,7 +96,7 @@ class Cluster:
         """A token of a ServiceAccount (TokenRequest), valid for at least 600 s.
 
         `audience` is the API server's own unless given. `pod` (name, uid) binds it as a projected volume does:
-        a TokenReview names that pod, and its deletion ends the token.
+        a TokenReview names that pod, and the token ends within 10 s of the pod's deletion.
         """
         spec = client.V1TokenRequestSpec(expiration_seconds=seconds, audiences=[audience] if audience else [])
         if pod:

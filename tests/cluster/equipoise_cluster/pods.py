@@ -65,8 +65,13 @@ def set_running(
         ],
         "containerStatuses": [_running(container, now, ready, restarts) for container in pod.spec.containers],
     }
-    client.CoreV1Api(api_client).patch_namespaced_pod_status(
-        pod.metadata.name, pod.metadata.namespace, {"status": status}
+    # A patch would merge the addresses with those of before. Without a resource version: the pod may be newer.
+    body = pod.model_copy(deep=True)
+    assert body.metadata
+    body.metadata.resource_version = None
+    body.status = client.V1PodStatus.model_validate(status)
+    client.CoreV1Api(api_client).replace_namespaced_pod_status(
+        pod.metadata.name, pod.metadata.namespace, body
     )
 
 
