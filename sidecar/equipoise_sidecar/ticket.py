@@ -17,7 +17,6 @@ from enum import StrEnum
 from typing import Protocol
 
 from equipoise_scheduling.request import Outcome, Request, Usage
-
 from equipoise_sidecar.facts import Facts, Rejection
 
 

@@ -1,0 +1,165 @@
+"""Whether a request may wait: room in the queue by count and bytes, the tenant's hard limits, and when to try again."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+from equipoise_scheduling.request import Reason, Refusal
+from equipoise_sidecar.facts import Rejection
+from equipoise_sidecar.policy import NOBODY, Policy
+from equipoise_sidecar.rates import DecayingRate, MinuteLimit
+
+LONGEST_RETRY_SECONDS = 120.0
+"""OpenAI's clients give up at once on a longer Retry-After."""
+SHORTEST_RETRY_SECONDS = 1.0
+_DRAIN_WINDOW_SECONDS = 30.0
+
+
+class Refused(StrEnum):
+    """Reasons beside the scheduler's own: machine-readable, in a response header and as the metric's label."""
+
+    UNAUTHENTICATED = "unauthenticated"
+    NOT_CONFIGURED = "not-configured"
+    DRAINING = "draining"
+    BODY_TOO_LARGE = "body-too-large"
+    QUEUE_BYTES = "queue-bytes-full"
+    REQUEST_TOO_LARGE = "request-too-large"
+    WAIT_LIMIT = "wait-limit"
+    ENGINE_UNREACHABLE = "engine-unreachable"
+
+
+UNAUTHENTICATED = Rejection(
+    401,
+    Refused.UNAUTHENTICATED,
+    "No API key of a tenant was given, and this service serves nobody else.",
+    None,
+    False,
+)
+NOT_CONFIGURED = Rejection(
+    503, Refused.NOT_CONFIGURED, "The sidecar has no configuration yet.", SHORTEST_RETRY_SECONDS, True
+)
+DRAINING = Rejection(503, Refused.DRAINING, "This replica is shutting down.", SHORTEST_RETRY_SECONDS, True)
+
+
+class Admission:
+    """Counts what waits and how fast that drains."""
+
+    def __init__(self) -> None:
+        self.held_bytes = 0
+        """Bodies being read or waiting."""
+        self.reading = 0
+        """Requests whose body is being read."""
+        self._drained = DecayingRate(_DRAIN_WINDOW_SECONDS)
+        self._drained_by_tenant: dict[str, DecayingRate] = {}
+        self._minutes: dict[str, MinuteLimit] = {}
+
+    def refusal(
+        self, tenant: str, policy: Policy, *, size: int, queued: int, tenant_queued: int, now: float
+    ) -> Rejection | None:
+        """Say why a request of `size` bytes may not wait; None if it may. O(1)."""
+        if size > policy.max_body_bytes:
+            return too_large(policy.max_body_bytes)
+        if not policy.enforce:
+            return None
+        queue = policy.config.queue
+        if queued + self.reading >= queue.max_requests:
+            return Rejection(
+                429,
+                Reason.QUEUE_FULL,
+                f"{queue.max_requests} requests wait already.",
+                self.retry_after(queued, now),
+            )
+        limits = policy.tenants.get(tenant, NOBODY).limits
+        if limits.max_queued is not None and tenant_queued >= limits.max_queued:
+            return Rejection(
+                429,
+                Reason.TENANT_QUEUE_FULL,
+                f"{limits.max_queued} requests of {tenant} wait already.",
+                self.retry_after(tenant_queued, now, tenant),
+            )
+        if (refusal := self.bytes_refusal(size, policy, queued, now)) is not None:
+            return refusal
+        return self.minute_refusal(tenant, policy, now)
+
+    def bytes_refusal(self, more: int, policy: Policy, queued: int, now: float) -> Rejection | None:
+        """Say why `more` bytes do not fit into the queue. An empty queue takes any body that is not too large."""
+        if (
+            not policy.enforce
+            or self.held_bytes == 0
+            or self.held_bytes + more <= policy.config.queue.max_bytes
+        ):
+            return None
+        return Rejection(
+            429,
+            Refused.QUEUE_BYTES,
+            f"The waiting requests' bodies fill the queue's {policy.config.queue.max_bytes} bytes.",
+            self.retry_after(queued, now),
+        )
+
+    def minute_refusal(self, tenant: str, policy: Policy, now: float) -> Rejection | None:
+        """Say why the tenant's requests per minute are used up."""
+        limit = policy.tenants.get(tenant, NOBODY).limits.requests_per_minute
+        if not policy.enforce or limit is None or tenant not in self._minutes:
+            return None
+        wait = self._minutes[tenant].wait(limit, now)
+        if wait <= 0:
+            return None
+        return Rejection(
+            429,
+            Reason.RATE_LIMITED,
+            f"{tenant} may send {limit} requests in 60 seconds.",
+            min(max(wait, SHORTEST_RETRY_SECONDS), LONGEST_RETRY_SECONDS),
+            False,
+        )
+
+    def accepted(self, tenant: str, policy: Policy, now: float) -> None:
+        """Count an accepted request against the tenant's requests per minute."""
+        limits = policy.tenants.get(tenant, NOBODY).limits
+        if policy.enforce and limits.requests_per_minute is not None:
+            self._minutes.setdefault(tenant, MinuteLimit()).add(now)
+
+    def left_queue(self, tenant: str, now: float) -> None:
+        """Count a request that went from the queue to the engine."""
+        self._drained.add(1, now)
+        rate = self._drained_by_tenant.get(tenant)
+        if rate is None:
+            rate = self._drained_by_tenant[tenant] = DecayingRate(_DRAIN_WINDOW_SECONDS)
+        rate.add(1, now)
+
+    def retry_after(self, queued: int, now: float, tenant: str | None = None) -> float:
+        """Return the seconds in which `queued` requests drain at the measured rate, 1 to 120; 120 if nothing drains."""
+        rate = None
+        if tenant is not None and tenant in self._drained_by_tenant:
+            rate = self._drained_by_tenant[tenant].per_second(now)
+        if rate is None:
+            rate = self._drained.per_second(now)
+        seconds = LONGEST_RETRY_SECONDS if rate is None else queued / rate
+        return min(max(seconds, SHORTEST_RETRY_SECONDS), LONGEST_RETRY_SECONDS)
+
+    def keep_only(self, tenants: set[str]) -> None:
+        """Forget tenants that are gone."""
+        for known in (self._drained_by_tenant, self._minutes):
+            for tenant in known.keys() - tenants:
+                del known[tenant]
+
+
+def too_large(limit: int) -> Rejection:
+    """Refuse a body of more than `limit` bytes."""
+    return Rejection(413, Refused.BODY_TOO_LARGE, f"The body is larger than {limit} bytes.", None, False)
+
+
+def from_refusal(refusal: Refusal) -> Rejection:
+    """Turn the scheduler's refusal into an answer."""
+    match refusal.reason:
+        case Reason.NEVER_FITS:
+            return Rejection(400, refusal.reason, refusal.message, None, False)
+        case Reason.RATE_LIMITED:
+            return Rejection(
+                429, refusal.reason, refusal.message, _clamped(refusal.retry_after_seconds), False
+            )
+        case Reason.QUEUE_FULL | Reason.TENANT_QUEUE_FULL | Reason.OVERLOADED:
+            return Rejection(429, refusal.reason, refusal.message, _clamped(refusal.retry_after_seconds))
+
+
+def _clamped(seconds: float | None) -> float | None:
+    return None if seconds is None else min(max(seconds, SHORTEST_RETRY_SECONDS), LONGEST_RETRY_SECONDS)
