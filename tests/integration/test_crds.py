@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 import yaml
-from equipoise_cluster.errors import CommandError
 
 from equipoise_api.policy import FairnessPolicySpec
 from equipoise_api.tenant import TenantSpec
+from equipoise_cluster.errors import CommandError
 
 pytestmark = pytest.mark.cluster
 CRDS = Path(__file__).parents[2] / "crds"
@@ -147,7 +147,19 @@ def test_columns_short_names_and_category(api, namespace):
     apply(api, namespace, "FairnessPolicy", {"target": TARGET})
     tenants = api.kubectl("get", "ten", "-n", namespace)
     assert tenants.splitlines()[0].split() == (
-        "NAME WEIGHT SHARE% FAIR% QUEUED RUNNING TOK/MIN TTFT-P99 SLO% READY AGE".split()
+        [
+            "NAME",
+            "WEIGHT",
+            "SHARE%",
+            "FAIR%",
+            "QUEUED",
+            "RUNNING",
+            "TOK/MIN",
+            "TTFT-P99",
+            "SLO%",
+            "READY",
+            "AGE",
+        ]
     )
     assert "VTC" in api.kubectl("get", "fp", "-n", namespace)
     everything = api.kubectl("get", "equipoise", "-n", namespace)
