@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
 from equipoise_cluster import Cluster, ClusterError, ConsoleProgress, ControlPlane, find
 from equipoise_cluster.programs import CLIENTS, CONTROL_PLANE
@@ -41,7 +40,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     capture = config.pluginmanager.getplugin("capturemanager")
     with capture.global_and_fixture_disabled():
         try:
-            found = find(names, progress=ConsoleProgress(Console(stderr=True, highlight=False)))
+            found = find(names, progress=ConsoleProgress())
         except ClusterError as error:
             pytest.exit(str(error), returncode=pytest.ExitCode.USAGE_ERROR)
     config.stash[_BINARIES] = dict(found)

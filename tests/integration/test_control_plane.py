@@ -240,6 +240,23 @@ def test_a_killed_owner_takes_its_processes_along_and_the_next_removes_its_folde
     assert not Path(state).exists()
 
 
+def test_a_control_plane_run_by_hand_goes_on_sigterm(binaries, tmp_path):
+    link = tmp_path / "kubeconfig"
+    program = "import sys; from pathlib import Path; from equipoise_cluster import cli; cli.up(None, Path(sys.argv[1]))"
+    by_hand = subprocess.Popen([sys.executable, "-u", "-c", program, link], stdout=subprocess.PIPE, text=True)
+    assert by_hand.stdout.readline() == f"export KUBECONFIG={link}\n"
+    state = link.resolve().parent
+    answer = subprocess.check_output(
+        [binaries["kubectl"], f"--kubeconfig={link}", "get", "namespaces"], text=True
+    )
+    assert "kube-system" in answer
+    by_hand.send_signal(signal.SIGTERM)
+    by_hand.communicate(timeout=30)
+    assert by_hand.returncode == 0
+    assert not link.is_symlink()
+    assert not state.exists()
+
+
 def _runs(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"

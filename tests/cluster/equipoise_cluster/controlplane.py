@@ -11,6 +11,7 @@ import ssl
 import sys
 import time
 from pathlib import Path
+from typing import NoReturn
 
 from typing_extensions import override
 
@@ -179,6 +180,14 @@ class ControlPlane(Cluster):
         """The process ids of what was started, by name."""
         started = (self._etcd, self._apiserver, self._controller_manager)
         return {process.name: process.pid for process in started if process}
+
+    def wait(self) -> NoReturn:
+        """Blocks as long as all of it runs. ClusterError, with the end of its log, when a program has ended."""
+        while True:
+            for process in (self._etcd, self._apiserver, self._controller_manager):
+                if process:
+                    process.check()
+            time.sleep(0.5)
 
     @override
     def stop(self) -> None:

@@ -4,6 +4,7 @@ import time
 from typing import Protocol
 
 from rich.console import Console
+from rich.markup import escape
 from rich.status import Status
 
 
@@ -31,7 +32,7 @@ class ConsoleProgress:
     """Lines for steps; a live last line on a terminal, or a line every `every` seconds into a file or a CI log."""
 
     def __init__(self, console: Console | None = None, every: float = 15.0) -> None:
-        self._console = console or Console(stderr=True, highlight=False)
+        self._console = console or Console(stderr=True)
         self._every = every
         self._status: Status | None = None
         self._written = time.monotonic()
@@ -45,13 +46,13 @@ class ConsoleProgress:
     def update(self, text: str) -> None:
         if self._console.is_terminal:
             if self._status is None:
-                self._status = self._console.status(text)
+                self._status = self._console.status(escape(text))
                 self._status.start()
             else:
-                self._status.update(text)
+                self._status.update(escape(text))
         elif time.monotonic() - self._written >= self._every:
             self._print(text)
 
     def _print(self, text: str) -> None:
         self._written = time.monotonic()
-        self._console.print(text, markup=False, soft_wrap=True)
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
