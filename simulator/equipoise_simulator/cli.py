@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 
 def engine(
@@ -45,7 +46,7 @@ def engine(
 
     async def serve() -> None:
         sizes = {"max_num_seqs": max_num_seqs, "max_model_len": max_model_len, "kv_tokens": kv_tokens}
-        chosen = {name: value for name, value in sizes.items() if value is not None}
+        chosen: dict[str, Any] = {name: value for name, value in sizes.items() if value is not None}
         stand_in = StandIn(
             profile=dataclasses.replace(profile_named(profile), **chosen),
             speed=speed,

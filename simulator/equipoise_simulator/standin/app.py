@@ -11,7 +11,8 @@ from uuid import uuid4
 
 from equipoise_simulator.standin.answer import Answer
 from equipoise_simulator.standin.embedding import EmbeddingShape
-from equipoise_simulator.standin.errors import RequestError, bad_request, busy
+from equipoise_simulator.standin.errors import RequestError, bad_request, busy, invalid
+from equipoise_simulator.standin.events import MessagesShape, ResponsesShape
 from equipoise_simulator.standin.request import (
     Endpoint,
     Generation,
@@ -27,6 +28,7 @@ from equipoise_simulator.standin.text import token_ids
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, MutableMapping
 
+    from equipoise_simulator.standin.answer import Shape
     from equipoise_simulator.standin.engine_loop import EngineLoop
     from equipoise_simulator.standin.faults import Faults
     from equipoise_simulator.standin.stats import Stats
@@ -43,6 +45,8 @@ GARBAGE_EVENTS = b'data: {"choices":[{"index":0,"delta":{"con\n\nda\xff\xfe\n\nd
 ENDPOINTS: dict[str, Endpoint] = {
     "/v1/chat/completions": "chat",
     "/v1/completions": "completions",
+    "/v1/responses": "responses",
+    "/v1/messages": "messages",
 }
 
 
@@ -63,7 +67,9 @@ class Settings:
     @property
     def fingerprint(self) -> str:
         """`system_fingerprint` of every answer."""
-        return f"vllm-{VERSION}-{hashlib.sha256(self.model.encode()).hexdigest()[:8]}"
+        return (
+            f"vllm-{VERSION.split('+', maxsplit=1)[0]}-{hashlib.sha256(self.model.encode()).hexdigest()[:8]}"
+        )
 
 
 class _Exchange:
@@ -147,7 +153,7 @@ class StandInApp:
         elif path == "/version":
             await exchange.respond(dumps({"version": VERSION}))
         else:
-            raise RequestError(404, "Not Found", kind="Not Found")
+            await exchange.respond(b'{"detail":"Not Found"}', status=404)
 
     def _check_key(self, exchange: _Exchange) -> None:
         key = self.settings.api_key
@@ -162,7 +168,7 @@ class StandInApp:
     async def _generate(self, exchange: _Exchange, endpoint: Endpoint, body: dict[str, Any]) -> None:
         settings = self.settings
         generation = read_generation(endpoint, body, model=settings.model, max_model_len=self.max_model_len)
-        if settings.force_include_usage and generation.stream:
+        if settings.force_include_usage and generation.stream:  # responses and messages do not look at it
             generation.include_usage = True
         self._set_priority(generation, exchange.headers)
         answer = Answer(
@@ -171,14 +177,22 @@ class StandInApp:
             created=int(time.time()),
             stream_interval=settings.stream_interval,
         )
+        answer.shape = self._shape(endpoint, answer)
+        await self._run(exchange, answer)
+
+    def _shape(self, endpoint: Endpoint, answer: Answer) -> Shape:
+        settings = self.settings
+        if endpoint == "responses":
+            return ResponsesShape(answer, model=settings.model)
+        if endpoint == "messages":
+            return MessagesShape(answer, model=settings.model)
         shape = ChatShape if endpoint == "chat" else CompletionShape
-        answer.shape = shape(
+        return shape(
             answer,
             model=settings.model,
             fingerprint=settings.fingerprint,
             cached_details=settings.prompt_tokens_details,
         )
-        await self._run(exchange, answer)
 
     async def _embed(self, exchange: _Exchange, body: dict[str, Any]) -> None:
         check_model(body, self.settings.model)
@@ -186,9 +200,10 @@ class StandInApp:
         longest = max(prompt.tokens for prompt in prompts)
         if longest >= self.max_model_len:
             raise bad_request(
-                f"This model's maximum context length is {self.max_model_len} tokens. However, your request has {longest} "
+                f"This model's maximum context length is {self.max_model_len} tokens. However, your prompt contains {longest} "
                 "input tokens.",
                 "input_tokens",
+                longest,
             )
         generation = Generation("completions", prompts, max_tokens=1, ignore_eos=True)
         self._set_priority(generation, exchange.headers)
@@ -203,7 +218,7 @@ class StandInApp:
         try:
             self.loop.submit(answer)
         except ValueError as error:
-            raise bad_request(str(error)) from None
+            raise bad_request(str(error), "max_tokens") from None
         left = asyncio.ensure_future(
             exchange.receive()
         )  # the body is read: the next message is the disconnect
@@ -249,17 +264,32 @@ class StandInApp:
             )
 
     def _models(self) -> str:
-        model = self.settings.model
+        model, created = self.settings.model, int(time.time())
+        permission = {
+            "id": f"modelperm-{uuid4().hex[:16]}",
+            "object": "model_permission",
+            "created": created,
+            "allow_create_engine": False,
+            "allow_sampling": True,
+            "allow_logprobs": True,
+            "allow_search_indices": False,
+            "allow_view": True,
+            "allow_fine_tuning": False,
+            "organization": "*",
+            "group": None,
+            "is_blocking": False,
+        }
         card = {
             "id": model,
             "object": "model",
-            "created": int(time.time()),
+            "created": created,
             "owned_by": "vllm",
             "root": model,
+            "parent": None,
+            "max_model_len": self.max_model_len,
+            "permission": [permission],
         }
-        return dumps(
-            {"object": "list", "data": [{**card, "parent": None, "max_model_len": self.max_model_len}]}
-        )
+        return dumps({"object": "list", "data": [card]})
 
     def _tokenize(self, body: dict[str, Any]) -> str:
         check_model(body, self.settings.model)
@@ -270,7 +300,7 @@ class StandInApp:
         elif isinstance(body.get("prompt"), str):
             ids = token_ids(body["prompt"])
         else:
-            raise bad_request("prompt: Field required", "prompt")
+            raise invalid("missing", "body.prompt", "Field required")
         return dumps(
             {"count": len(ids), "max_model_len": self.max_model_len, "tokens": ids, "token_strs": None}
         )

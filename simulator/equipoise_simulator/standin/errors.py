@@ -20,9 +20,16 @@ class RequestError(Exception):
         return json.dumps({"error": error}, separators=(",", ":")).encode()
 
 
-def bad_request(message: str, param: str | None = None) -> RequestError:
-    """Return a 400."""
-    return RequestError(400, message, kind="BadRequestError", param=param)
+def bad_request(message: str, param: str, value: int | None = None) -> RequestError:
+    """Return a 400 about a field's value."""
+    shown = "" if value is None else f", value={value}"
+    return RequestError(400, f"{message} (parameter={param}{shown})", kind="BadRequestError", param=param)
+
+
+def invalid(kind: str, place: str, message: str) -> RequestError:
+    """Return the 400 of a body that is not of the endpoint's type: pydantic's error as vLLM prints it."""
+    error = {"type": kind, "loc": place, "msg": message}
+    return RequestError(400, f"1 validation error:\n  {error}", kind="Bad Request", param=place)
 
 
 def not_found(message: str, param: str | None = None) -> RequestError:

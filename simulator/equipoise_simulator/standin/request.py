@@ -6,8 +6,8 @@ import json
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from equipoise_simulator.standin.errors import bad_request, not_found
-from equipoise_simulator.standin.text import TOKENS_A_MESSAGE, TOKENS_BEFORE_ANSWER, count_tokens
+from equipoise_simulator.standin.errors import bad_request, invalid, not_found
+from equipoise_simulator.standin.text import TOKENS_A_MESSAGE, TOKENS_BEFORE_ANSWER, count_tokens, token_ids
 
 Endpoint = Literal["chat", "completions", "responses", "messages"]
 _TRUE = {"true", "1", "on", "t", "y", "yes"}
@@ -21,6 +21,11 @@ class Prompt:
 
     text: str
     tokens: int
+    given_ids: tuple[int, ...] | None = None
+
+    def ids(self) -> list[int]:
+        """Return the token ids, those given if any were."""
+        return token_ids(self.text) if self.given_ids is None else list(self.given_ids)
 
 
 @dataclass(slots=True)
@@ -49,9 +54,14 @@ def parse_body(raw: bytes) -> dict[str, Any]:
     try:
         body = json.loads(raw)
     except (ValueError, UnicodeDecodeError, RecursionError) as error:
-        raise bad_request(f"JSON decode error: {error}") from None
+        at = getattr(error, "pos", 0)
+        raise invalid("json_invalid", f"body.{at}", "JSON decode error") from None
     if not isinstance(body, dict):
-        raise bad_request("Input should be a valid dictionary")
+        raise invalid(
+            "model_attributes_type",
+            "body",
+            "Input should be a valid dictionary or object to extract fields from",
+        )
     return body
 
 
@@ -66,7 +76,7 @@ def read_generation(
     if options and not stream:
         raise bad_request("Stream options can only be defined when `stream=True`.", "stream_options")
     if options is not None and not isinstance(options, dict):
-        raise bad_request("stream_options: Input should be a valid dictionary", "stream_options")
+        raise invalid("model_attributes_type", "body.stream_options", "Input should be a valid dictionary")
     usage_options = options if options and endpoint in ("chat", "completions") else {}
     longest = max(prompt.tokens for prompt in prompts)
     max_tokens = _max_tokens(endpoint, body, longest, max_model_len)
@@ -94,7 +104,7 @@ def check_model(body: dict[str, Any], model: str) -> None:
     """Refuse another model than the one served; no model at all is accepted."""
     named = body.get("model")
     if named is not None and named != model:
-        raise not_found(f"The model `{named}` does not exist.", "model")
+        raise not_found(f"The model `{named}` does not exist. Valid aliases: {model}.", "model")
 
 
 def read_prompts(value: Any) -> list[Prompt]:
@@ -124,7 +134,9 @@ def _prompts(endpoint: Endpoint, body: dict[str, Any]) -> list[Prompt]:
         messages = body.get("messages")
         system = body.get("system") if endpoint == "messages" else None
     if not isinstance(messages, list) or not messages:
-        raise bad_request("messages: Field required", "input" if endpoint == "responses" else "messages")
+        raise invalid(
+            "missing", f"body.{'input' if endpoint == 'responses' else 'messages'}", "Field required"
+        )
     return [chat_prompt([{"role": "system", "content": system}, *messages] if system else messages)]
 
 
@@ -133,7 +145,7 @@ def chat_prompt(messages: list[Any]) -> Prompt:
     texts: list[str] = []
     for message in messages:
         if not isinstance(message, dict) or not isinstance(message.get("role"), str):
-            raise bad_request("messages: each needs a role", "messages")
+            raise invalid("missing", "body.messages.role", "Field required")
         texts.append(_content(message.get("content")))
     tokens = sum(map(count_tokens, texts)) + TOKENS_A_MESSAGE * len(texts) + TOKENS_BEFORE_ANSWER
     return Prompt("\n".join(texts), tokens)
@@ -148,7 +160,7 @@ def _content(content: Any) -> str:
         return "\n".join(
             part["text"] for part in content if isinstance(part, dict) and isinstance(part.get("text"), str)
         )
-    raise bad_request("messages: content should be a string or a list of parts", "messages")
+    raise invalid("string_type", "body.messages.content", "Input should be a valid string")
 
 
 def _text_prompt(text: str) -> Prompt:
@@ -156,16 +168,17 @@ def _text_prompt(text: str) -> Prompt:
 
 
 def _ids_prompt(ids: list[int]) -> Prompt:
-    return Prompt(" ".join(map(str, ids)), len(ids))
+    return Prompt(" ".join(map(str, ids)), len(ids), tuple(ids))
 
 
 def _max_tokens(endpoint: Endpoint, body: dict[str, Any], prompt_tokens: int, max_model_len: int) -> int:
     room = max_model_len - prompt_tokens
     if room < 1:
         raise bad_request(
-            f"This model's maximum context length is {max_model_len} tokens. However, your request has {prompt_tokens} input "
-            "tokens. Please reduce the length of the input messages.",
+            f"This model's maximum context length is {max_model_len} tokens. However, your prompt contains {prompt_tokens} input "
+            "tokens, which exceeds this limit even without any output tokens. Please reduce the length of the input prompt.",
             "input_tokens",
+            prompt_tokens,
         )
     names = {
         "chat": ("max_completion_tokens", "max_tokens"),
@@ -177,16 +190,23 @@ def _max_tokens(endpoint: Endpoint, body: dict[str, Any], prompt_tokens: int, ma
         if body.get(name) is None:
             continue
         wanted = _integer(body, name, 0, least=1)
+        if wanted > max_model_len:
+            raise bad_request(
+                f"{name}={wanted} cannot be greater than max_model_len={max_model_len}. Please request fewer output tokens.",
+                name,
+                wanted,
+            )
         if wanted > room:
             raise bad_request(
-                f"'{name}' or 'max_completion_tokens' is too large: {wanted}. This model's maximum context length is "
-                f"{max_model_len} tokens and your request has {prompt_tokens} input tokens ({wanted} > {max_model_len} - "
-                f"{prompt_tokens}).",
-                name,
+                f"This model's maximum context length is {max_model_len} tokens. However, you requested {wanted} output tokens and "
+                f"your prompt contains at least {prompt_tokens} input tokens, for a total of at least {wanted + prompt_tokens} "
+                "tokens. Please reduce the length of the input prompt or the number of requested output tokens.",
+                "input_tokens",
+                prompt_tokens,
             )
         return wanted
     if endpoint == "messages":
-        raise bad_request("max_tokens: Field required", "max_tokens")
+        raise invalid("missing", "body.max_tokens", "Field required")
     return min(room, COMPLETION_DEFAULT_MAX_TOKENS) if endpoint == "completions" else room
 
 
@@ -200,7 +220,9 @@ def _boolean(body: dict[str, Any], name: str) -> bool:
         return bool(value)
     if isinstance(value, str) and value.lower() in _TRUE | _FALSE:
         return value.lower() in _TRUE
-    raise bad_request(f"{name}: Input should be a valid boolean", name)
+    raise invalid(
+        "bool_parsing", f"body.{name}", "Input should be a valid boolean, unable to interpret input"
+    )
 
 
 def _integer(body: dict[str, Any], name: str, default: int, *, least: int | None = None) -> int:
@@ -213,9 +235,9 @@ def _integer(body: dict[str, Any], name: str, default: int, *, least: int | None
     except (TypeError, ValueError, OverflowError):
         exact, number = False, 0
     if not exact:
-        raise bad_request(f"{name}: Input should be a valid integer", name)
+        raise invalid("int_parsing", f"body.{name}", "Input should be a valid integer")
     if least is not None and number < least:
-        raise bad_request(f"{name} must be at least {least}, got {number}.", name)
+        raise bad_request(f"{name} must be at least {least}, got {number}.", name, number)
     return number
 
 
@@ -225,7 +247,7 @@ def _stop(body: dict[str, Any], name: str) -> list[str]:
         return []
     stops = [value] if isinstance(value, str) else value
     if not isinstance(stops, list) or not all(isinstance(item, str) for item in stops):
-        raise bad_request(f"{name}: Input should be a string or a list of strings", name)
+        raise invalid("string_type", f"body.{name}", "Input should be a valid string")
     if "" in stops:
         raise bad_request(f"{name} cannot contain an empty string.", name)
     return stops

@@ -73,7 +73,7 @@ class Stats:
         self.labels = {"engine": "0", "model_name": model_name}
         self.prompt_tokens = 0
         self.generation_tokens = 0
-        self.success = {"stop": 0, "length": 0, "abort": 0}
+        self.success = {"stop": 0, "length": 0, "abort": 0, "error": 0, "repetition": 0}
         self.rejected = 0
         self.late_seconds = 0.0
         self.ttft = Histogram(_TTFT)
@@ -94,22 +94,23 @@ class Stats:
         model, profile = self.model, self.model.profile
         yield self._gauge("vllm:num_requests_running", "Requests in the running batch", model.running)
         yield self._gauge("vllm:num_requests_waiting", "Requests that wait", model.waiting)
-        by_reason = GaugeMetricFamily(
+        yield self._labelled_gauge(
             "vllm:num_requests_waiting_by_reason",
             "Requests that wait, by reason",
-            labels=[*self.labels, "reason"],
+            "reason",
+            {"capacity": model.waiting, "deferred": 0},
         )
-        by_reason.add_metric([*self.labels.values(), "capacity"], model.waiting)
-        by_reason.add_metric([*self.labels.values(), "deferred"], 0)
-        yield by_reason
         yield self._gauge("vllm:kv_cache_usage_perc", "Share of the KV pool in use, 1 is all", model.kv_usage)
         yield self._counter("vllm:num_preemptions", "Preemptions", model.preemptions)
         yield self._counter("vllm:prompt_tokens", "Prompt tokens prefilled", self.prompt_tokens)
         yield self._counter("vllm:prompt_tokens_cached", "Prompt tokens from the prefix cache", 0)
         yield self._counter("vllm:generation_tokens", "Tokens generated", self.generation_tokens)
-        yield self._counter(
-            "vllm:admission_rejections", "Requests refused because the queue was full", self.rejected
+        rejections = CounterMetricFamily(
+            "vllm:admission_rejections", "Requests refused by a queue limit", labels=["model_name", "reason"]
         )
+        rejections.add_metric([self.labels["model_name"], "max_num_queued_reqs"], self.rejected)
+        rejections.add_metric([self.labels["model_name"], "max_num_queued_tokens"], 0)
+        yield rejections
         success = CounterMetricFamily(
             "vllm:request_success", "Requests that ended", labels=[*self.labels, "finished_reason"]
         )
@@ -127,7 +128,12 @@ class Stats:
             family = HistogramMetricFamily(name, text, labels=list(self.labels))
             family.add_metric(list(self.labels.values()), histogram.buckets(), histogram.sum)
             yield family
-        yield self._gauge("vllm:engine_sleep_state", "1 while awake", 1)
+        yield self._labelled_gauge(
+            "vllm:engine_sleep_state",
+            "Which sleep state holds",
+            "sleep_state",
+            {"awake": 1, "weights_offloaded": 0, "discard_all": 0},
+        )
         config = {
             "block_size": str(profile.block_size),
             "cache_dtype": "auto",
@@ -145,6 +151,12 @@ class Stats:
             "Seconds by which this process fell behind the engine that it stands for",
             self.late_seconds,
         )
+
+    def _labelled_gauge(self, name: str, text: str, label: str, values: dict[str, float]) -> Metric:
+        family = GaugeMetricFamily(name, text, labels=[*self.labels, label])
+        for value, number in values.items():
+            family.add_metric([*self.labels.values(), value], number)
+        return family
 
     def _gauge(self, name: str, text: str, value: float) -> Metric:
         family = GaugeMetricFamily(name, text, labels=list(self.labels))
