@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from equipoise_scheduling.cost import LinearCost
+from equipoise_scheduling.prediction import PredictionSettings
 from equipoise_scheduling.request import Outcome, Refusal, Request, Usage
 
 Fits = Callable[[Request], bool]
@@ -51,6 +52,7 @@ class SchedulerSettings:
     """What every scheduler takes; one with parameters of its own subclasses it."""
 
     cost: LinearCost = field(default_factory=LinearCost)
+    prediction: PredictionSettings = field(default_factory=PredictionSettings)
     max_queued: int | None = None
     """Requests queued over all tenants."""
     window_seconds: float = 60.0

@@ -1,0 +1,1 @@
+"""The schedulers, each in the file of its name."""
