@@ -21,6 +21,7 @@ from typing import Literal
 from filelock import FileLock
 from uv import find_uv_bin
 
+from equipoise_cluster.environments import PYTHON, cache_directory
 from equipoise_cluster.errors import ClusterError, CommandError
 from equipoise_cluster.processes import Process
 from equipoise_cluster.progress import ConsoleProgress, Progress
@@ -28,10 +29,9 @@ from equipoise_cluster.progress import ConsoleProgress, Progress
 Part = Literal["operator", "sidecar"]
 
 SUITE = "bookworm"
-PACKAGES = ("ca-certificates", "python3", "python3-venv")
-PYTHON = "3.11"
-"""The Python of that suite."""
+"""The Debian release whose Python is `PYTHON`."""
 
+PACKAGES = ("ca-certificates", "python3", "python3-venv")
 STORAGE = """\
 [storage]
 driver = "overlay"
@@ -55,9 +55,8 @@ class Images:
     def __init__(
         self, checkout: Path, *, directory: Path | None = None, progress: Progress | None = None
     ) -> None:
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         self._checkout = checkout
-        self._place = directory or cache / "equipoise" / "images"
+        self._place = directory or cache_directory("images")
         self._progress = progress or ConsoleProgress()
         require_tools(self._progress)
         self._place.mkdir(parents=True, exist_ok=True)
