@@ -14,6 +14,8 @@ from typing import Annotated
 import typer
 
 from equipoise_api import cli as api_cli
+from equipoise_cluster import cli as cluster_cli
+from equipoise_simulator import cli as simulator_cli
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -48,6 +50,15 @@ def crds(
         raise typer.Exit(bool(stale))
     for path in api_cli.write(root):
         typer.echo(f"wrote {path}")
+
+
+app.command()(simulator_cli.engine)
+
+cluster = typer.Typer(no_args_is_help=True, help="The Kubernetes control plane that tests and demo use.")
+app.add_typer(cluster, name="cluster")
+cluster.command()(cluster_cli.build)
+cluster.command()(cluster_cli.up)
+cluster.command()(cluster_cli.clean)
 
 
 def main() -> None:
