@@ -15,11 +15,10 @@ class ServiceWindow:
         "_buckets",
         "_cached",
         "_cost",
-        "_dispatched",
         "_generated",
         "_prompt",
-        "_width",
         "_sums",
+        "_width",
     )
 
     def __init__(self, seconds: float) -> None:

@@ -1,0 +1,89 @@
+"""From the API's policy to schedulers and gates: the one table of algorithms."""
+
+from collections.abc import Mapping
+from typing import assert_never
+
+from equipoise_api.policy import Algorithm, Capacity, Cost, Prediction, Queue
+from equipoise_api.tenant import TenantLimits
+from equipoise_scheduling.base import TenantScheduler
+from equipoise_scheduling.contract import SchedulerSettings, TenantSettings
+from equipoise_scheduling.cost import LinearCost
+from equipoise_scheduling.gate import GateSettings
+from equipoise_scheduling.history import carry_over
+from equipoise_scheduling.prediction import PredictionSettings, Predictor
+from equipoise_scheduling.schedulers.fcfs import FCFS
+from equipoise_scheduling.schedulers.round_robin import RoundRobin
+from equipoise_scheduling.schedulers.vtc import VTC, VTCSettings
+
+SCHEDULERS: Mapping[str, type[TenantScheduler]] = {
+    scheduler.algorithm: scheduler for scheduler in (FCFS, RoundRobin, VTC)
+}
+
+
+def scheduler_settings(
+    algorithm: Algorithm, cost: Cost, prediction: Prediction, queue: Queue
+) -> SchedulerSettings:
+    """Translate a policy's fields into the settings of its algorithm."""
+    weights = LinearCost(
+        input=cost.input_percent / 100,
+        cached=cost.cached_input_percent / 100,
+        output=cost.output_percent / 100,
+    )
+    predictor = PredictionSettings(kind=prediction.type, prior_tokens=prediction.prior_tokens)
+    match algorithm.type:
+        case "FCFS" | "RoundRobin":
+            return SchedulerSettings(cost=weights, prediction=predictor, max_queued=queue.max_requests)
+        case "VTC":
+            charge = algorithm.vtc.charge if algorithm.vtc else "Predicted"
+            return VTCSettings(
+                cost=weights,
+                prediction=predictor,
+                max_queued=queue.max_requests,
+                charge_predicted=charge == "Predicted",
+            )
+    assert_never(algorithm.type)
+
+
+def tenant_settings(weight: int, limits: TenantLimits) -> TenantSettings:
+    """Translate a tenant's weight and limits, as far as a scheduler enforces them."""
+    return TenantSettings(
+        weight=float(weight), max_in_flight=limits.max_in_flight, max_queued=limits.max_queued
+    )
+
+
+def gate_settings(capacity: Capacity) -> GateSettings:
+    """Translate a policy's capacity; slots and the size of the pool are set on the gate."""
+    return GateSettings(
+        kind="peak" if capacity.gate == "Peak" else "reserve",
+        utilisation_percent=float(capacity.kv_utilisation_percent),
+    )
+
+
+def create(
+    algorithm: str,
+    settings: SchedulerSettings,
+    tenants: Mapping[str, TenantSettings],
+    predictor: Predictor | None = None,
+) -> TenantScheduler:
+    """Make a scheduler by its algorithm's name. ValueError for an unknown one."""
+    scheduler = SCHEDULERS.get(algorithm)
+    if scheduler is None:
+        raise ValueError(f"algorithm.type={algorithm!r} is unknown: use one of {', '.join(SCHEDULERS)}")
+    return scheduler(settings, tenants, predictor)
+
+
+def reconfigured(
+    scheduler: TenantScheduler,
+    algorithm: str,
+    settings: SchedulerSettings,
+    tenants: Mapping[str, TenantSettings],
+    now: float,
+) -> TenantScheduler:
+    """Apply a new policy: to `scheduler` itself, or to a successor that takes everything over from it.
+
+    All errors come out before anything changes.
+    """
+    if scheduler.algorithm == algorithm:
+        scheduler.reconfigure(settings, tenants, now)
+        return scheduler
+    return carry_over(scheduler, create(algorithm, settings, tenants), now)
