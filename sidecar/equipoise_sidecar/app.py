@@ -1,0 +1,312 @@
+"""A request's way through the sidecar: identify, admit, queue, send, stream, settle. A raw ASGI application.
+
+    DataPath.__call__ ─┬─ not offered                        404
+                       ├─ public, or not scheduled           passed on at once (`_pass`)
+                       └─ scheduled ── _schedule ── body ── Dispatcher.submit ── ticket ── _serve ── _answer
+
+Whatever happens after `submit`, the `finally` of `_schedule` ends the ticket, once.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+from equipoise_scheduling.request import Outcome, Usage
+from equipoise_sidecar.body import Body, BodyError, read_bool
+from equipoise_sidecar.client import BodyRefusedError, Client, ClientLeftError, Receive, Scope, Send
+from equipoise_sidecar.dispatcher import Dispatcher
+from equipoise_sidecar.engine.errors import EngineError, EngineUnreachableError
+from equipoise_sidecar.engine.http1 import EngineConnection
+from equipoise_sidecar.engine.pool import EnginePool
+from equipoise_sidecar.errors import error_event
+from equipoise_sidecar.facts import EndpointKind, EngineProfile, Facts, Rejection
+from equipoise_sidecar.headers import QUEUED, SCHEDULER, TENANT, Headers, request_head, response_headers
+from equipoise_sidecar.paths import Endpoint, find
+from equipoise_sidecar.progress import ChunkReader, EventReader, Reader, WholeReader
+from equipoise_sidecar.reading import read_facts
+from equipoise_sidecar.sse import fingerprint_member
+from equipoise_sidecar.ticket import Ticket
+
+log = logging.getLogger(__name__)
+
+_NOTHING_USED = Usage(prompt=0, generated=0)
+_EVENT_STREAM = b"text/event-stream"
+_SMALL_ANSWER = 64 * 1024
+
+
+@dataclass(slots=True)
+class Job:
+    """A scheduled request whose body is read."""
+
+    endpoint: Endpoint
+    facts: Facts
+    raw: bytes
+    body: Body | None
+    """None for a form, and for what is passed through unread."""
+
+
+class DataPath:
+    """The application that clients talk to."""
+
+    def __init__(self, dispatcher: Dispatcher, pool: EnginePool) -> None:
+        self._dispatcher = dispatcher
+        self._pool = pool
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] != "http":
+            raise RuntimeError(f"no {scope['type']} here: run uvicorn with lifespan='off' and ws='none'")
+        client = Client(scope, receive, send)
+        endpoint = find(scope["path"])
+        if endpoint is None:
+            message = f"{scope['path']} is not an endpoint of this service."
+            await client.refuse(EndpointKind.CHAT, Rejection(404, "unknown-path", message))
+            return
+        try:
+            await self._route(client, endpoint)
+        except ClientLeftError:
+            return
+        except BodyRefusedError as error:
+            await client.refuse(endpoint.shape, error.rejection)
+
+    async def _route(self, client: Client, endpoint: Endpoint) -> None:
+        method = client.scope["method"]
+        # a browser's preflight carries no credentials, and the engine answers it without work
+        if endpoint.public or method == "OPTIONS":
+            await self._pass(client, endpoint)
+            return
+        tenant = self._dispatcher.identify(client.headers, client.peer)
+        if isinstance(tenant, Rejection):
+            await client.refuse(endpoint.shape, tenant)
+        elif endpoint.kind is not None and method == "POST":
+            await self._schedule(client, endpoint, endpoint.kind, tenant)
+        else:
+            await self._pass(client, endpoint)
+
+    # -- not scheduled ----------------------------------------------------------------------------------------------
+
+    async def _pass(self, client: Client, endpoint: Endpoint) -> None:
+        """Send a request on at once, and its answer back as it is."""
+        policy = self._dispatcher.policy
+        body: bytes | None = None
+        if client.content_length or client.header(b"transfer-encoding") is not None:
+            limit = policy.max_body_bytes if policy.enforce else None
+            body = await client.body(limit=limit, timeout=policy.body_timeout_seconds)
+        head = self._head(client, endpoint, body)
+        async with client.watched():
+            try:
+                answer = await self._pool.exchange(
+                    head, body or b"", no_body=client.scope["method"] == "HEAD"
+                )
+            except EngineError as error:
+                await client.refuse(endpoint.shape, _failed(error))
+                return
+            try:
+                await client.start(answer.status, response_headers(answer.headers))
+                while data := await answer.read():
+                    await client.write(data)
+                await client.finish()
+            except EngineError as error:
+                _leave_open(endpoint, error)
+            finally:
+                self._pool.release(answer)
+
+    # -- scheduled --------------------------------------------------------------------------------------------------
+
+    async def _schedule(self, client: Client, endpoint: Endpoint, kind: EndpointKind, tenant: str) -> None:
+        """Admit a request, wait for its turn, serve it, and end its ticket whatever happens."""
+        policy = self._dispatcher.policy
+        reservation = self._dispatcher.reserve(tenant, client.content_length)
+        if isinstance(reservation, Rejection):
+            await client.refuse(endpoint.shape, reservation)
+            return
+        try:
+            raw = await client.body(
+                limit=policy.max_body_bytes if policy.enforce else None,
+                timeout=policy.body_timeout_seconds,
+                grown=reservation.grow,
+            )
+            job = _read(endpoint, kind, raw, strict=policy.enforce)
+            request_id = client.header(b"x-request-id")
+            job.facts.request_id = request_id.decode("latin-1") if request_id else ""
+            ticket = self._dispatcher.submit(tenant, job.facts, reservation)
+        except BodyError as error:
+            await client.refuse(endpoint.shape, Rejection(400, "bad-body", str(error)))
+            return
+        finally:
+            reservation.release()
+        if isinstance(ticket, Rejection):
+            await client.refuse(endpoint.shape, ticket)
+            return
+        try:
+            async with client.watched():
+                await self._serve(client, job, ticket)
+        finally:
+            ticket.finish(Outcome.CANCELLED if client.left else Outcome.FAILED)
+
+    async def _serve(self, client: Client, job: Job, ticket: Ticket) -> None:
+        """Wait for the engine to take the request, then send its answer back."""
+        endpoint = job.endpoint
+        while (rejection := await ticket.dispatched()) is None:
+            policy = self._dispatcher.policy
+            body, reader = _prepare(job, self._dispatcher.engine_profile, edit=policy.enforce)
+            head = self._head(client, endpoint, body, ticket.priority if policy.enforce else None)
+            try:
+                answer = await self._pool.exchange(head, body)
+            except EngineError as error:
+                if policy.enforce and isinstance(error, EngineUnreachableError):
+                    ticket.unreachable()
+                    continue
+                log.warning("%s: %s", endpoint.path, error)
+                ticket.finish(Outcome.FAILED)
+                await client.refuse(endpoint.shape, _failed(error), self._explain(ticket))
+                return
+            try:
+                if answer.status == 503 and policy.enforce:
+                    await _discard(answer)
+                    ticket.busy()
+                    continue
+                await self._answer(client, job, ticket, answer, reader)
+                return
+            finally:
+                self._pool.release(answer)
+        await client.refuse(endpoint.shape, rejection, self._explain(ticket))
+
+    async def _answer(
+        self, client: Client, job: Job, ticket: Ticket, answer: EngineConnection, reader: Reader
+    ) -> None:
+        """Send the engine's answer on, and note how far it is."""
+        streams = answer.header(b"content-type").startswith(_EVENT_STREAM)
+        if not streams:
+            reader = WholeReader()
+        ticket.streams = streams
+        good = answer.status < 400
+        headers = response_headers(answer.headers)
+        if streams:
+            headers = [pair for pair in headers if pair[0] != b"content-length"]
+        await client.start(answer.status, headers + self._explain(ticket))
+        waiting = good
+        seen = -1
+        try:
+            while data := await answer.read():
+                data = reader.feed(data)
+                if waiting and reader.started:
+                    waiting = False
+                    ticket.first_token()
+                if reader.generated != seen and streams:
+                    seen = reader.generated
+                    ticket.progress(reader.prompt, seen, exact=reader.exact)
+                if data:
+                    await client.write(data)
+        except EngineError as error:
+            ticket.finish(Outcome.FAILED)
+            if streams:
+                await client.write(error_event(job.facts.kind, 502, str(error)))
+            _leave_open(job.endpoint, error)
+            return
+        rest = reader.end()
+        # settled before the last bytes are sent: the engine is done, however slow the client is
+        ticket.finish(*_settlement(answer.status, reader))
+        await client.finish(rest)
+
+    def _head(
+        self, client: Client, endpoint: Endpoint, body: bytes | None, priority: int | None = None
+    ) -> bytes:
+        policy = self._dispatcher.policy
+        query: bytes = client.scope["query_string"]
+        target = endpoint.path.encode() + (b"?" + query if query else b"")
+        return request_head(
+            client.scope["method"],
+            target,
+            client.headers,
+            authority=self._pool.address.authority,
+            body_bytes=None if body is None else len(body),
+            dropped=policy.trusted_header,
+            api_key=policy.engine_api_key,
+            priority=priority,
+        )
+
+    def _explain(self, ticket: Ticket) -> Headers:
+        return [
+            (TENANT, ticket.tenant.encode()),
+            (QUEUED, b"%d" % (ticket.queued_seconds * 1000)),
+            (SCHEDULER, self._dispatcher.policy.algorithm.encode()),
+        ]
+
+
+def _read(endpoint: Endpoint, kind: EndpointKind, raw: bytes, *, strict: bool) -> Job:
+    """Read what a body says. Raises BodyError if `strict`; else what cannot be read goes on unread."""
+    if kind is EndpointKind.AUDIO:
+        return Job(endpoint, Facts(path=endpoint.path, kind=kind, body_bytes=len(raw), images=1), raw, None)
+    try:
+        body = Body.parse(raw)
+        facts = read_facts(endpoint.path, kind, body)
+    except BodyError:
+        if strict:
+            raise
+        return Job(endpoint, Facts(path=endpoint.path, kind=kind, body_bytes=len(raw)), raw, None)
+    if strict and kind is EndpointKind.RESPONSES and read_bool(body.value("background")):
+        raise BodyError("background: a response that outlives its connection cannot be scheduled; stream it")
+    return Job(endpoint, facts, raw, body)
+
+
+def _prepare(job: Job, profile: EngineProfile, *, edit: bool) -> tuple[bytes, Reader]:
+    """Return the body to send, and the reader of the stream that it may bring."""
+    facts, body = job.facts, job.body
+    if facts.kind in (EndpointKind.RESPONSES, EndpointKind.MESSAGES):
+        return job.raw, EventReader()
+    as_it_is = ChunkReader(sequences=facts.sequences, prompts=facts.prompts)
+    if body is None or not edit or not facts.stream or not job.endpoint.runs_usage or profile.forces_usage:
+        return job.raw, as_it_is
+    options = body.value("stream_options")
+    if options is None:
+        options = {}
+    if not isinstance(options, dict):
+        return job.raw, as_it_is  # the engine answers 400
+    included = read_bool(options.get("include_usage"))
+    continuous = read_bool(options.get("continuous_usage_stats"))
+    if included is None or continuous is None or (included and continuous):
+        return job.raw, as_it_is
+    fingerprint = b"" if included else fingerprint_member(profile.system_fingerprint)
+    reader = ChunkReader(
+        sequences=facts.sequences,
+        prompts=facts.prompts,
+        cut=True,
+        drop_last=not included,
+        fingerprint=fingerprint,
+    )
+    return body.with_running_usage(), reader
+
+
+def _settlement(status: int, reader: Reader) -> tuple[Outcome, Usage | None]:
+    """Say how an answer that came to its end ended, and what it used as far as the engine said so."""
+    usage = reader.usage
+    if usage is None and reader.exact:
+        usage = Usage(prompt=reader.prompt or 0, generated=reader.generated)
+    if reader.failed or status >= 500:
+        return Outcome.FAILED, usage
+    if status >= 400:
+        return Outcome.FINISHED, usage or _NOTHING_USED
+    return Outcome.FINISHED, usage
+
+
+async def _discard(answer: EngineConnection) -> None:
+    """Read a refusal to its end, so that its connection can be used again."""
+    length = 0
+    try:
+        while (data := await answer.read()) and length < _SMALL_ANSWER:
+            length += len(data)
+    except EngineError as error:
+        log.debug("the engine's 503 broke off: %s", error)
+
+
+def _failed(error: EngineError) -> Rejection:
+    if isinstance(error, EngineUnreachableError):
+        return Rejection(503, "engine-unreachable", "The engine does not answer.", 1.0)
+    return Rejection(502, "engine-failed", f"The engine failed: {error}.")
+
+
+def _leave_open(endpoint: Endpoint, error: EngineError) -> None:
+    """Note an answer that broke off. It is not completed: uvicorn then closes the connection, and the client knows."""
+    log.warning("%s: the engine's answer broke off: %s", endpoint.path, error)

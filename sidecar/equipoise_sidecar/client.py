@@ -1,0 +1,201 @@
+"""The client's side of one request, over raw ASGI: its body, its leaving, the answer.
+
+uvicorn says nothing to a sender whose client has left, and tells of it only to who awaits `receive`. So a watch awaits it
+while the request is queued and served, and cancels the task that serves it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, MutableMapping
+from types import TracebackType
+from typing import Any, Self
+
+from equipoise_sidecar.admission import too_large
+from equipoise_sidecar.errors import error_body, error_headers
+from equipoise_sidecar.facts import EndpointKind, Rejection
+from equipoise_sidecar.headers import Headers
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+
+STALL_SECONDS = 120.0
+"""A client that takes nothing of its answer for so long is cut off: it holds a place in the engine's batch."""
+
+
+class ClientLeftError(Exception):
+    """The client left while its body was read."""
+
+
+class BodyRefusedError(Exception):
+    """The body was not read to its end."""
+
+    def __init__(self, rejection: Rejection) -> None:
+        super().__init__(rejection.message)
+        self.rejection = rejection
+
+
+class Client:
+    """One request's client."""
+
+    __slots__ = (
+        "_left",
+        "_receive",
+        "_send",
+        "_sending_since",
+        "_stall",
+        "_task",
+        "_watch",
+        "scope",
+        "started",
+    )
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.scope = scope
+        self.started = False
+        """The answer's head was sent."""
+        self._receive = receive
+        self._send = send
+        self._left = False
+        self._sending_since: float | None = None
+        self._stall: asyncio.TimerHandle | None = None
+        self._task: asyncio.Task[Any] | None = None
+        self._watch: asyncio.Task[None] | None = None
+
+    @property
+    def headers(self) -> Headers:
+        """The request's headers, names in lower case."""
+        headers: Headers = self.scope["headers"]
+        return headers
+
+    @property
+    def peer(self) -> str | None:
+        """The address that it connects from; None on a Unix socket."""
+        client = self.scope.get("client")
+        return client[0] if client else None
+
+    def header(self, name: bytes) -> bytes | None:
+        """Return the first header of this name."""
+        for key, value in self.headers:
+            if key == name:
+                return value
+        return None
+
+    @property
+    def content_length(self) -> int | None:
+        """What the client says its body has; None where it says nothing (chunked)."""
+        value = self.header(b"content-length")
+        return int(value) if value is not None and value.isdigit() else None
+
+    async def body(
+        self, *, limit: int | None, timeout: float, grown: Callable[[int], Rejection | None] | None = None
+    ) -> bytes:
+        """Read the body. `grown` is told the length so far where the client did not declare it, and may refuse.
+
+        Raises ClientLeftError, and BodyRefusedError: over `limit` bytes (413) or not there in `timeout` seconds (408).
+        """
+        declared = self.content_length
+        if limit is not None and declared is not None and declared > limit:
+            raise BodyRefusedError(too_large(limit))
+        pieces: list[bytes] = []
+        length = 0
+        try:
+            async with asyncio.timeout(timeout):
+                while True:
+                    message = await self._receive()
+                    if message["type"] == "http.disconnect":
+                        raise ClientLeftError
+                    piece = message.get("body", b"")
+                    length += len(piece)
+                    if limit is not None and length > limit:
+                        raise BodyRefusedError(too_large(limit))
+                    pieces.append(piece)
+                    if not message.get("more_body"):
+                        break
+                    if declared is None and grown is not None and (refused := grown(length)) is not None:
+                        raise BodyRefusedError(refused)
+        except TimeoutError:
+            message_ = (
+                f"the body did not come within {timeout:.0f} s: {length} bytes of {declared or 'it'} did"
+            )
+            raise BodyRefusedError(Rejection(408, "body-timeout", message_)) from None
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    async def start(self, status: int, headers: Headers) -> None:
+        """Send the answer's head."""
+        self.started = True
+        await self._send({"type": "http.response.start", "status": status, "headers": headers})
+
+    async def write(self, data: bytes) -> None:
+        """Send a piece of the answer; returns when there is room for the next."""
+        self._sending_since = asyncio.get_running_loop().time()
+        await self._send({"type": "http.response.body", "body": data, "more_body": True})
+        self._sending_since = None
+
+    async def finish(self, data: bytes = b"") -> None:
+        """Send the answer's last piece."""
+        self._sending_since = asyncio.get_running_loop().time()
+        await self._send({"type": "http.response.body", "body": data, "more_body": False})
+        self._sending_since = None
+
+    async def refuse(self, kind: EndpointKind, rejection: Rejection, headers: Headers | None = None) -> None:
+        """Answer with an error of the sidecar's own."""
+        body = error_body(kind, rejection.status, rejection.message)
+        head = [*error_headers(rejection), *(headers or []), (b"content-length", b"%d" % len(body))]
+        if rejection.status == 408:
+            head.append((b"connection", b"close"))  # the rest of the body may never come
+        await self.start(rejection.status, head)
+        await self.finish(body)
+
+    def watched(self) -> Self:
+        """Cancel the calling task when the client leaves: `async with client.watched():`, once the body is read.
+
+        The cancellation ends inside the block's exit; `left` tells.
+        """
+        return self
+
+    @property
+    def left(self) -> bool:
+        """Whether the watch saw the client leave, or cut it off."""
+        return self._left
+
+    async def __aenter__(self) -> Self:
+        """Begin to watch."""
+        self._task = asyncio.current_task()
+        self._watch = asyncio.create_task(self._wait_for_disconnect(), name="client watch")
+        self._stall = asyncio.get_running_loop().call_later(STALL_SECONDS, self._check_stall)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool:
+        """End the watch; swallow the cancellation that it caused."""
+        assert self._watch is not None
+        assert self._stall is not None
+        self._watch.cancel()
+        self._stall.cancel()
+        if not self._left:
+            return False
+        assert self._task is not None
+        return self._task.uncancel() == 0 and kind is asyncio.CancelledError
+
+    async def _wait_for_disconnect(self) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        self._cut()
+
+    def _cut(self) -> None:
+        if not self._left:
+            self._left = True
+            assert self._task is not None
+            self._task.cancel()
+
+    def _check_stall(self) -> None:
+        loop = asyncio.get_running_loop()
+        since = self._sending_since
+        if since is not None and loop.time() - since >= STALL_SECONDS:
+            self._cut()
+        else:
+            self._stall = loop.call_later(STALL_SECONDS / 4, self._check_stall)

@@ -1,0 +1,142 @@
+"""What a request's body says of its size and its sender, without tokenising anything.
+
+Text is measured in UTF-8 bytes of the strings that the prompt is made of (the dispatcher learns tokens per byte), token
+ids are counted, images, sounds and films are counted and not measured. Numbers are read as the engine reads them; what
+it would refuse is left out, since it answers such a request with 400 at no cost.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from equipoise_sidecar.body import Body, read_bool, read_int
+from equipoise_sidecar.facts import EndpointKind, Facts
+
+COMPLETIONS_MAX_TOKENS = 16
+"""vLLM's default of `/v1/completions`; the others generate up to the context's end."""
+
+_MEDIA = frozenset(("image_url", "image_embeds", "image_pil", "input_audio", "audio_url", "video_url"))
+_MEDIA_TYPES = ("image", "audio", "video")
+_PROMPT_MEMBERS = {
+    EndpointKind.CHAT: ("messages", "tools", "functions", "documents"),
+    EndpointKind.COMPLETIONS: ("suffix",),
+    EndpointKind.RESPONSES: ("input", "instructions", "tools"),
+    EndpointKind.MESSAGES: ("system", "messages", "tools"),
+    EndpointKind.AUDIO: (),
+    EndpointKind.POOLING: (
+        "messages",
+        "query",
+        "queries",
+        "documents",
+        "text_1",
+        "text_2",
+        "data_1",
+        "data_2",
+        "texts",
+        "inputs",
+    ),
+}
+_LISTED = ("documents", "text_2", "data_2", "texts", "inputs", "queries")
+_WHOLE = frozenset(("tools", "functions"))
+"""Go into the prompt as JSON: keys count too."""
+
+
+def read_facts(path: str, kind: EndpointKind, body: Body) -> Facts:
+    """Read a JSON body. Raises BodyError for a member that cannot be read."""
+    facts = Facts(path=path, kind=kind, body_bytes=len(body.raw))
+    model = body.value("model")
+    facts.model = model if isinstance(model, str) else ""
+    facts.stream = bool(read_bool(body.value("stream")))
+    metadata = body.value("metadata")
+    if not isinstance(metadata, dict):
+        metadata = {}
+    facts.user = _text(body.value("user")) or _text(metadata.get("user_id"))
+    facts.application = _text(metadata.get("application"))
+    _read_prompt(facts, body)
+    _read_limits(facts, body)
+    return facts
+
+
+def _read_limits(facts: Facts, body: Body) -> None:
+    match facts.kind:
+        case EndpointKind.CHAT:
+            facts.max_tokens = read_int(body.value("max_completion_tokens"))
+            if facts.max_tokens is None:
+                facts.max_tokens = read_int(body.value("max_tokens"))
+        case EndpointKind.COMPLETIONS:
+            facts.max_tokens = read_int(body.value("max_tokens"))
+            if "max_tokens" not in body:
+                facts.max_tokens = COMPLETIONS_MAX_TOKENS
+        case EndpointKind.RESPONSES:
+            facts.max_tokens = read_int(body.value("max_output_tokens"))
+        case EndpointKind.MESSAGES | EndpointKind.AUDIO:
+            facts.max_tokens = read_int(body.value("max_tokens"))
+        case EndpointKind.POOLING:
+            facts.max_tokens = 0
+    if facts.max_tokens is not None:
+        facts.max_tokens = max(0, facts.max_tokens)
+    copies = 1
+    if facts.kind in (EndpointKind.CHAT, EndpointKind.COMPLETIONS):
+        # n is also the width of a beam search
+        copies = max(1, read_int(body.value("n")) or 1, read_int(body.value("best_of")) or 1)
+    facts.sequences = facts.prompts * copies
+
+
+def _read_prompt(facts: Facts, body: Body) -> None:
+    for name in _PROMPT_MEMBERS[facts.kind]:
+        if name in _WHOLE:
+            facts.text_bytes += body.size(name)
+        elif name in body:
+            _measure(facts, body.value(name))
+    match facts.kind:
+        case EndpointKind.COMPLETIONS:
+            _read_items(facts, body.value("prompt"))
+            facts.images += max(_length(body, "prompt_embeds"), int(body.value("prompt_embeds") is not None))
+        case EndpointKind.POOLING:
+            _read_items(facts, body.value("input"))
+            facts.prompts = max(facts.prompts, *(_length(body, name) for name in _LISTED))
+        case EndpointKind.CHAT if facts.path.endswith("/batch"):
+            facts.prompts = max(1, _length(body, "messages"))
+
+
+def _length(body: Body, name: str) -> int:
+    value = body.value(name) if name in body else None
+    return len(value) if isinstance(value, list) else 0
+
+
+def _read_items(facts: Facts, prompt: Any) -> None:
+    """Read what may be one text, one list of ids, or a list of either."""
+    items = prompt if isinstance(prompt, list) and not _is_ids(prompt) else [prompt]
+    facts.prompts = max(1, len(items))
+    for item in items:
+        if isinstance(item, list) and _is_ids(item):
+            facts.prompt_ids = (facts.prompt_ids or 0) + len(item)
+        else:
+            _measure(facts, item)
+
+
+def _is_ids(value: list[Any]) -> bool:
+    return bool(value) and isinstance(value[0], int)
+
+
+def _measure(facts: Facts, value: Any) -> None:
+    """Add the strings and the media in `value`, however deep: the decoder bounds the depth."""
+    pending = [value]
+    while pending:
+        part = pending.pop()
+        if isinstance(part, str):
+            facts.text_bytes += len(part) if part.isascii() else len(part.encode(errors="surrogatepass"))
+        elif isinstance(part, list):
+            pending.extend(part)
+        elif isinstance(part, dict):
+            kind = part.get("type")
+            if (
+                isinstance(kind, str) and any(word in kind for word in _MEDIA_TYPES)
+            ) or not _MEDIA.isdisjoint(part):
+                facts.images += 1
+            else:
+                pending.extend(part.values())
+
+
+def _text(value: Any) -> str:
+    return value[:256] if isinstance(value, str) else ""
