@@ -151,6 +151,7 @@ class Cluster:
         """Creates a pod on the node and declares it Running and Ready. Returns its uid.
 
         All of 127.0.0.0/8 works on loopback: `ip` 127.0.1.1, 127.0.1.2, ... give each pod an address of its own.
+        Services find none of them: the EndpointSlice controller refuses loopback addresses.
         """
         namespace = manifest["metadata"].get("namespace", namespace)
         pod = pods.create(self.admin, manifest, namespace=namespace, node=node)

@@ -29,7 +29,7 @@ def run(
     except subprocess.TimeoutExpired as error:
         raise ClusterError(f"{' '.join(command)} did not end within {seconds:g} s") from error
     if done.returncode != 0:
-        raise CommandError([program.name, *arguments], done.returncode, done.stderr or done.stdout)
+        raise CommandError([program.name, *arguments], done.returncode, done.stderr, done.stdout)
     return done.stdout
 
 

@@ -8,9 +8,11 @@ class ClusterError(Exception):
 
 
 class CommandError(ClusterError):
-    """kubectl or helm refused: `code` and `stderr` say why."""
+    """kubectl or helm refused: `code`, `stderr` and `stdout` say why."""
 
-    def __init__(self, command: Sequence[str], code: int, stderr: str) -> None:
-        super().__init__(f"{' '.join(command)} ended with code {code}:\n{stderr.strip()}")
+    def __init__(self, command: Sequence[str], code: int, stderr: str, stdout: str = "") -> None:
+        said = (stderr or stdout).strip()
+        super().__init__(f"{' '.join(command)} ended with code {code}:\n{said}")
         self.code = code
         self.stderr = stderr
+        self.stdout = stdout
