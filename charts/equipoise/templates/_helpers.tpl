@@ -63,10 +63,11 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 - apiGroups: [""]
   resources: [secrets]
   verbs: [get, list, watch, create, patch]
-# The authority's certificate, for sidecars to mount.
+# The authority's certificates, for sidecars to mount: by server-side apply.
 - apiGroups: [""]
   resources: [configmaps]
-  verbs: [get, create, patch]
+  resourceNames: [{{ include "equipoise.fullname" . }}-ca]
+  verbs: [create, patch]
 - apiGroups: ["", events.k8s.io]
   resources: [events]
   verbs: [create, patch]
