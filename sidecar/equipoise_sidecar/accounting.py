@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -151,7 +152,7 @@ class Accounting:
         """Iterate over tenants, by name."""
         yield from sorted(self._accounts.items())
 
-    def keep_only(self, tenants: set[str], now: float) -> None:
+    def keep_only(self, tenants: AbstractSet[str], now: float) -> None:
         """Close the accounts of tenants that are gone, once they are idle."""
         for tenant in self._accounts.keys() - tenants:
             if self._accounts[tenant].is_idle(now):

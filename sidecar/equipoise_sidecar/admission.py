@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from collections.abc import Set as AbstractSet
 from enum import StrEnum
 
 from equipoise_scheduling.request import Reason, Refusal
@@ -41,6 +43,44 @@ NOT_CONFIGURED = Rejection(
 DRAINING = Rejection(503, Refused.DRAINING, "This replica is shutting down.", SHORTEST_RETRY_SECONDS, True)
 
 
+class Reservation:
+    """Room for one body in the queue, taken before it is read. Release it in a `finally`: after `submit` that does nothing."""
+
+    __slots__ = ("_admission", "_refuse", "held_bytes", "open", "tenant")
+
+    def __init__(
+        self, admission: Admission, tenant: str, held_bytes: int, refuse: Callable[[int], Rejection | None]
+    ) -> None:
+        self._admission = admission
+        self._refuse = refuse
+        self.tenant = tenant
+        self.held_bytes = held_bytes
+        self.open = True
+
+    def grow(self, total_bytes: int) -> Rejection | None:
+        """Hold `total_bytes`, for a body without Content-Length, as it comes. A Rejection holds what was held before."""
+        more = total_bytes - self.held_bytes
+        if more <= 0 or not self.open:
+            return None
+        if (refusal := self._refuse(more)) is not None:
+            return refusal
+        self.held_bytes = total_bytes
+        self._admission.held_bytes += more
+        return None
+
+    def release(self) -> None:
+        """Give the room back."""
+        if self.open:
+            self._admission.held_bytes -= self.held_bytes
+            self.take()
+
+    def take(self) -> None:
+        """Close it; the bytes are the caller's to count from here."""
+        self.open = False
+        self._admission.reading -= 1
+        self._admission.ended()
+
+
 class Admission:
     """Counts what waits and how fast that drains."""
 
@@ -49,18 +89,26 @@ class Admission:
         """Bodies being read or waiting."""
         self.reading = 0
         """Requests whose body is being read."""
+        self.ended: Callable[[], None] = lambda: None
+        """Called when a reservation ends."""
         self._drained = DecayingRate(_DRAIN_WINDOW_SECONDS)
         self._drained_by_tenant: dict[str, DecayingRate] = {}
         self._minutes: dict[str, MinuteLimit] = {}
+
+    def reserve(self, tenant: str, size: int, refuse: Callable[[int], Rejection | None]) -> Reservation:
+        """Hold room for `size` bytes, which `refusal` has let pass; `refuse` is asked before it grows."""
+        self.reading += 1
+        self.held_bytes += size
+        return Reservation(self, tenant, size, refuse)
 
     def refusal(
         self, tenant: str, policy: Policy, *, size: int, queued: int, tenant_queued: int, now: float
     ) -> Rejection | None:
         """Say why a request of `size` bytes may not wait; None if it may. O(1)."""
-        if size > policy.max_body_bytes:
-            return too_large(policy.max_body_bytes)
         if not policy.enforce:
             return None
+        if size > policy.max_body_bytes:
+            return too_large(policy.max_body_bytes)
         queue = policy.config.queue
         if queued + self.reading >= queue.max_requests:
             return Rejection(
@@ -136,7 +184,7 @@ class Admission:
         seconds = LONGEST_RETRY_SECONDS if rate is None else queued / rate
         return min(max(seconds, SHORTEST_RETRY_SECONDS), LONGEST_RETRY_SECONDS)
 
-    def keep_only(self, tenants: set[str]) -> None:
+    def keep_only(self, tenants: AbstractSet[str]) -> None:
         """Forget tenants that are gone."""
         for known in (self._drained_by_tenant, self._minutes):
             for tenant in known.keys() - tenants:

@@ -1,59 +1,475 @@
-"""Owns the queue: who a request belongs to, whether it may wait, when it goes to the engine, how it ends."""
+"""Owns the queue: who a request belongs to, whether it may wait, when it goes to the engine, how it ends.
+
+The one writer of scheduler, gate and accounts; everything runs on the event loop's thread and nothing here awaits. A
+request is dispatched in the very call that makes it possible: an arrival, an end, a new configuration, a tick. Two things
+hold all dispatch back: an engine that cannot be reached, until it answers again, and one that said it was busy, until
+one of our requests ends or 100 ms have passed.
+
+Passing through is the same machinery with FCFS, no limits and a gate that is always open.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import asyncio
+import itertools
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
+import structlog
+
+from equipoise_api.names import DEFAULT_TENANT
+from equipoise_scheduling.base import TenantScheduler
+from equipoise_scheduling.registry import create, reconfigured
+from equipoise_scheduling.request import Outcome, Request, Usage
+from equipoise_sidecar.accounting import Accounting, slo_kept
+from equipoise_sidecar.admission import (
+    DRAINING,
+    NOT_CONFIGURED,
+    UNAUTHENTICATED,
+    Admission,
+    Refused,
+    Reservation,
+    from_refusal,
+)
+from equipoise_sidecar.capacity import Capacity
+from equipoise_sidecar.engine.signals import EngineSignals
 from equipoise_sidecar.facts import EngineProfile, Facts, Rejection
-from equipoise_sidecar.ticket import Ticket
+from equipoise_sidecar.pace import Pace
+from equipoise_sidecar.policy import NOBODY, UNCONFIGURED, ConfigError, Policy
+from equipoise_sidecar.sizing import Sizing
+from equipoise_sidecar.ticket import Phase, Ticket
 
+BUSY_SECONDS = 0.1
+SCHEDULER_TICK_SECONDS = 1.0
 
-@dataclass(slots=True)
-class Reservation:
-    """Room for one body in the queue, taken before the body is read. Released unless `submit` takes it over."""
-
-    tenant: str
-    arrival: float
-    bytes_held: int
-
-    def grow(self, total_bytes: int) -> Rejection | None:
-        """Hold `total_bytes` instead: for a body without Content-Length, as it comes."""
-        raise NotImplementedError
-
-    def release(self) -> None:
-        """Give the room back. Does nothing after `submit` or a second time."""
-        raise NotImplementedError
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Policy:
-    """What the request's way reads of the configuration in force. Replaced whole when that changes."""
-
-    enforce: bool
-    """False (PassThrough): nothing is queued and no body edited."""
-    algorithm: str
-    max_body_bytes: int
-    body_timeout_seconds: float
-    engine_api_key: str | None
-    trusted_header: bytes | None
-    """Lower-case name of the header that must not reach the engine."""
+log = structlog.get_logger(__name__)
 
 
 class Dispatcher:
-    """The one writer of queue, gate and scheduler."""
+    """The queue before one engine."""
 
-    policy: Policy
-    engine_profile: EngineProfile
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self.clock = clock
+        self.policy: Policy = UNCONFIGURED
+        self.engine_profile = EngineProfile()
+        self.scheduler: TenantScheduler = create(
+            UNCONFIGURED.scheduler, UNCONFIGURED.settings, UNCONFIGURED.tenant_settings
+        )
+        self.capacity = Capacity()
+        self.admission = Admission()
+        self.admission.ended = self._look_idle
+        self.accounting = Accounting()
+        self.sizing = Sizing()
+        self.pace = Pace()
+        self.draining = False
+        self.engine_reachable: bool | None = None
+        """None before the first try."""
+        self.engine_lost = asyncio.Event()
+        """Set when a request found nobody at the engine's address: look at once."""
+        self._tickets: dict[str, Ticket] = {}
+        self._names = itertools.count()
+        self._busy: asyncio.TimerHandle | None = None
+        self._idle: list[asyncio.Future[None]] = []
+        self._history: dict[str, Any] | None = None
+        """A former process's counters, until the configuration names their algorithm."""
+        self._scheduler_ticked = -1.0
+
+    # -- a request's way in
 
     def identify(self, headers: Sequence[tuple[bytes, bytes]], peer: str | None) -> str | Rejection:
         """Return the tenant that the headers prove, the default one, or 401. Names are lower-case, as ASGI has them."""
-        raise NotImplementedError
+        policy = self.policy
+        if not policy.configured:
+            return self.refuse(DEFAULT_TENANT, NOT_CONFIGURED)
+        tenant = policy.identity.tenant_of(headers, peer)
+        if tenant is not None:
+            return tenant
+        if policy.enforce and policy.config.default_tenant.mode == "Reject":
+            return self.refuse(DEFAULT_TENANT, UNAUTHENTICATED)
+        return DEFAULT_TENANT
 
     def reserve(self, tenant: str, content_length: int | None) -> Reservation | Rejection:
-        """Take room for a body: refused while draining or not configured, with a full queue, over a limit, or too large."""
-        raise NotImplementedError
+        """Take room for a body before it is read; without Content-Length it grows as the body comes."""
+        if self.draining:
+            return self.refuse(tenant, DRAINING)
+        size, now = content_length or 0, self.clock()
+        account = self.accounting.get(tenant)
+        rejection = self.admission.refusal(
+            tenant,
+            self.policy,
+            size=size,
+            queued=self.scheduler.queued,
+            tenant_queued=account.queued if account is not None else 0,
+            now=now,
+        )
+        if rejection is not None:
+            return self.refuse(tenant, rejection)
+        return self.admission.reserve(tenant, size, self._refuse_bytes)
 
     def submit(self, tenant: str, facts: Facts, reservation: Reservation) -> Ticket | Rejection:
         """Queue a request whose body is read. From here it ends in exactly one outcome."""
-        raise NotImplementedError
+        now = self.clock()
+        policy = self.policy
+        terms = policy.tenants.get(tenant, NOBODY)
+        request = self.sizing.request(
+            tenant, facts, name=str(next(self._names)), slo=terms.slo, profile=self.engine_profile, now=now
+        )
+        rejection = self._too_large(request) or self.admission.minute_refusal(tenant, policy, now)
+        if rejection is None:
+            refusal = self.capacity.refuse(request) or self.scheduler.enqueue(request, now)
+            rejection = from_refusal(refusal) if refusal is not None else None
+        if rejection is not None:
+            reservation.release()
+            return self.refuse(tenant, rejection)
+        ticket = Ticket(self, facts, request, reservation.held_bytes)
+        self._tickets[request.id] = ticket
+        reservation.take()
+        self.admission.accepted(tenant, policy, now)
+        self.accounting[tenant].queued += 1
+        self._pump(now)
+        if ticket.phase is Phase.QUEUED:
+            self._arm_expiry(ticket, now)
+        return ticket
+
+    def refuse(self, tenant: str, rejection: Rejection) -> Rejection:
+        """Count a rejection (the request's way has some of its own) and return it."""
+        self.accounting[tenant].refused(rejection.reason, self.clock())
+        return rejection
+
+    def _too_large(self, request: Request) -> Rejection | None:
+        limit = self.policy.tenants.get(request.tenant, NOBODY).limits.max_tokens_per_request
+        total = request.prompt_tokens + request.max_output
+        if not self.policy.enforce or limit is None or total <= limit:
+            return None
+        return Rejection(
+            400,
+            Refused.REQUEST_TOO_LARGE,
+            f"The prompt (about {request.prompt_tokens} tokens) and max_tokens ({request.max_output} in all) exceed"
+            f" the {limit} tokens that a request of {request.tenant} may have.",
+            None,
+            False,
+        )
+
+    def _refuse_bytes(self, more: int) -> Rejection | None:
+        return self.admission.bytes_refusal(more, self.policy, self.scheduler.queued, self.clock())
+
+    # -- dispatch
+
+    def _pump(self, now: float) -> None:
+        """Dispatch whatever may go. Costs O(log n) a dispatch and one look at the gate."""
+        if self._busy is not None or (self.engine_reachable is False and self.policy.enforce):
+            return
+        scheduler, fits = self.scheduler, self.capacity.fits
+        while (request := scheduler.next(now, lambda candidate: fits(candidate, now))) is not None:
+            self._dispatch(self._tickets[request.id], now)
+        self._collect_refused(now)
+
+    def _dispatch(self, ticket: Ticket, now: float) -> None:
+        request = ticket.request
+        ticket.phase = Phase.IN_FLIGHT
+        ticket.dispatched_at = now
+        self._disarm(ticket)
+        self.capacity.gate.start(request)
+        if ticket.facts.kind.generates:
+            self.pace.started(request.sequences, now)
+        self.admission.held_bytes -= ticket.held_bytes
+        self.admission.left_queue(request.tenant, now)
+        account = self.accounting[request.tenant]
+        account.queued -= 1
+        account.running += 1
+        ticket.decide(None)
+
+    def _land(self, ticket: Ticket, now: float, generated: int | None) -> None:
+        """Take a request out of the engine's books: it ended, or the engine would not have it."""
+        request = ticket.request
+        self.capacity.gate.finish(request)
+        if ticket.facts.kind.generates:
+            age = now - (ticket.dispatched_at if ticket.dispatched_at is not None else now)
+            self.pace.ended(request.sequences, now, seconds=age, generated=generated)
+        self.accounting[request.tenant].running -= 1
+
+    def returned(self, ticket: Ticket, *, reachable: bool) -> None:
+        """Put a dispatched request back where it stood in the queue: no lift, its charge undone."""
+        if ticket.phase is not Phase.IN_FLIGHT:
+            return
+        now = self.clock()
+        if not reachable:
+            self.engine_answers(reachable=False)
+            self.engine_lost.set()
+            if not self.policy.enforce:
+                self._end(ticket, Outcome.FAILED, Usage(0, 0), now, self._unreachable(now))
+                return
+        self._land(ticket, now, None)
+        self.scheduler.requeue(ticket.request, now)
+        ticket.phase = Phase.QUEUED
+        ticket.dispatched_at = None
+        self.admission.held_bytes += ticket.held_bytes
+        self.accounting[ticket.tenant].queued += 1
+        self._arm_expiry(ticket, now)
+        if reachable:
+            self.capacity.busy(now)
+            if self._busy is None:
+                self._busy = asyncio.get_running_loop().call_later(BUSY_SECONDS, self._try_again)
+
+    def _try_again(self) -> None:
+        self._busy = None
+        self._pump(self.clock())
+
+    def engine_answers(self, *, reachable: bool) -> None:
+        """Note whether anybody is at the engine's address."""
+        if self.engine_reachable is not reachable:
+            log.log(20 if reachable else 30, "engine reachable" if reachable else "engine unreachable")
+        self.engine_reachable = reachable
+        if reachable:
+            self._pump(self.clock())
+
+    # -- delivery
+
+    def began(self, ticket: Ticket) -> None:
+        """Note the first token."""
+        if ticket.phase is not Phase.IN_FLIGHT:
+            return
+        now = ticket.first_token_at = self.clock()
+        account = self.accounting[ticket.tenant]
+        account.waited(ticket.queued_seconds, now)
+        if ticket.facts.stream:
+            account.began(now - ticket.request.arrival, now)
+
+    def advanced(self, ticket: Ticket) -> None:
+        """Charge what was delivered."""
+        if ticket.phase is Phase.IN_FLIGHT:
+            self._deliver(ticket, self.clock())
+
+    def _deliver(self, ticket: Ticket, now: float) -> None:
+        request = ticket.request
+        self.scheduler.progress(request, ticket.prompt, ticket.generated, now)
+        self.capacity.gate.progress(request, ticket.prompt, ticket.generated)
+
+    def _by_the_clock(self, ticket: Ticket, now: float) -> None:
+        """Estimate the progress of an answer that does not show any: age times the measured pace, capped."""
+        pace = self.pace.tokens_per_second(now)
+        if pace is None or ticket.dispatched_at is None or not ticket.facts.kind.generates:
+            return
+        request = ticket.request
+        made = int((now - ticket.dispatched_at) * pace) * request.sequences
+        ticket.generated = max(ticket.generated, min(made, request.max_output))
+        if ticket.generated:
+            ticket.prompt = ticket.prompt or request.prompt_tokens
+
+    # -- the end
+
+    def ended(self, ticket: Ticket, outcome: Outcome, usage: Usage | None) -> None:
+        """End a request on behalf of whoever serves it."""
+        now = self.clock()
+        self._end(ticket, outcome, usage, now)
+        self._pump(now)
+
+    def _end(
+        self,
+        ticket: Ticket,
+        outcome: Outcome,
+        usage: Usage | None,
+        now: float,
+        verdict: Rejection | None = None,
+    ) -> None:
+        """Finalise: the one place where a ticket ends. Everything it held is free afterwards."""
+        request, account = ticket.request, self.accounting[ticket.tenant]
+        if ticket.phase is Phase.QUEUED:
+            self._disarm(ticket)
+            if request.outcome is None:
+                self.scheduler.cancel(request, now, outcome)
+            self.admission.held_bytes -= ticket.held_bytes
+            account.queued -= 1
+            if outcome in {Outcome.EXPIRED, Outcome.FAILED}:
+                account.waited(now - request.arrival, now)
+        else:
+            usage = self._usage(ticket, outcome, now) if usage is None else usage
+            self._land(ticket, now, usage.generated if usage.exact and outcome is Outcome.FINISHED else None)
+            ticket.generated = usage.generated
+            self.scheduler.settle(request, usage, outcome, now)
+            if usage.exact and usage.prompt:
+                self.sizing.learn(request.tenant, ticket.facts, usage.prompt)
+            if ticket.first_token_at is None:
+                account.waited(ticket.queued_seconds, now)
+            self._end_busy()
+        ticket.phase = Phase.ENDED
+        ticket.outcome = outcome
+        del self._tickets[request.id]
+        account.outcomes[outcome] = account.outcomes.get(outcome, 0) + 1
+        slo = self.policy.tenants.get(ticket.tenant, NOBODY).slo
+        if slo is not None and (kept := slo_kept(slo, ticket, outcome, now)) is not None:
+            account.judged(kept, now)
+        if verdict is not None:
+            account.refused(verdict.reason, now)
+            ticket.decide(verdict)
+        self._look_idle()
+
+    def _usage(self, ticket: Ticket, outcome: Outcome, now: float) -> Usage:
+        """Give what was seen or estimated of an answer that broke off, or never said what it used.
+
+        A client that leaves keeps its prompt charged, for the engine has computed it; a failure before the first token
+        delivered nothing.
+        """
+        if not ticket.streams and outcome is not Outcome.FAILED:
+            self._by_the_clock(ticket, now)
+        prompt = ticket.prompt
+        if outcome is not Outcome.FAILED:
+            prompt = prompt or ticket.request.prompt_tokens
+        return Usage(prompt, ticket.generated, exact=False)
+
+    def _expire(self, ticket: Ticket) -> None:
+        now = self.clock()
+        ticket.expiry = None
+        if self.engine_reachable:
+            limit = self.policy.config.queue.max_wait_seconds
+            verdict = Rejection(
+                503,
+                Refused.WAIT_LIMIT,
+                f"The request waited {limit} s for its turn, the most that is allowed.",
+                self.admission.retry_after(self.scheduler.queued, now),
+            )
+            self._end(ticket, Outcome.EXPIRED, None, now, verdict)
+        else:
+            self._end(ticket, Outcome.FAILED, None, now, self._unreachable(now))
+        self._pump(now)
+
+    def _unreachable(self, now: float) -> Rejection:
+        return Rejection(
+            503,
+            Refused.ENGINE_UNREACHABLE,
+            "The engine cannot be reached.",
+            self.admission.retry_after(self.scheduler.queued, now),
+        )
+
+    def _collect_refused(self, now: float) -> None:
+        for request, refusal in self.scheduler.refused():
+            self._end(self._tickets[request.id], Outcome.REFUSED, None, now, from_refusal(refusal))
+
+    def _arm_expiry(self, ticket: Ticket, now: float) -> None:
+        self._disarm(ticket)
+        left = ticket.request.arrival + self.policy.config.queue.max_wait_seconds - now
+        ticket.expiry = asyncio.get_running_loop().call_later(max(0.0, left), self._expire, ticket)
+
+    @staticmethod
+    def _disarm(ticket: Ticket) -> None:
+        if ticket.expiry is not None:
+            ticket.expiry.cancel()
+            ticket.expiry = None
+
+    def _end_busy(self) -> None:
+        if self._busy is not None:
+            self._busy.cancel()
+            self._busy = None
+
+    # -- time, configuration, the process's life
+
+    def tick(self) -> None:
+        """Let time pass, a few times a second: what does not stream advances by the clock. O(in flight)."""
+        now = self.clock()
+        for ticket in self._tickets.values():
+            if ticket.phase is Phase.IN_FLIGHT and not ticket.streams:
+                self._by_the_clock(ticket, now)
+                self._deliver(ticket, now)
+        if now - self._scheduler_ticked >= SCHEDULER_TICK_SECONDS:
+            self._scheduler_ticked = now
+            self.scheduler.tick(now)
+            self.capacity.tick(now)
+            self.accounting.keep_only(self.policy.tenant_settings.keys(), now)
+        if self._tickets:
+            self._pump(now)
+
+    def apply(self, policy: Policy) -> None:
+        """Put a configuration into force; whatever is queued or in flight goes on. ConfigError: nothing changed."""
+        now = self.clock()
+        try:
+            self.scheduler = reconfigured(
+                self.scheduler, policy.scheduler, policy.settings, policy.tenant_settings, now
+            )
+        except (ValueError, TypeError) as error:
+            raise ConfigError("config", str(error)) from error
+        waits = self.policy.config.queue.max_wait_seconds
+        self.policy = policy
+        self._configure_capacity()
+        self._adopt_history()
+        self.admission.keep_only(policy.tenant_settings.keys())
+        if waits != policy.config.queue.max_wait_seconds:
+            for ticket in self._tickets.values():
+                if ticket.phase is Phase.QUEUED:
+                    self._arm_expiry(ticket, now)
+        self._pump(now)
+
+    def observe(self, signals: EngineSignals | None) -> None:
+        """Take in the engine's metrics; None where they are stale."""
+        now = self.clock()
+        delivered = self.scheduler.books.total
+        self.capacity.observe(
+            signals, queued=self.scheduler.queued, tokens=delivered.prompt + delivered.generated, now=now
+        )
+        self.pace.read_counter(signals.generated_tokens if signals is not None else None, now)
+        self._pump(now)
+
+    def connected(self, profile: EngineProfile) -> None:
+        """Take in what a probe learnt of the engine."""
+        self.engine_profile = profile
+        self._configure_capacity()
+
+    def _configure_capacity(self) -> None:
+        policy = self.policy
+        self.capacity.configure(
+            policy.config.capacity,
+            enforced=policy.enforce,
+            context_tokens=self.engine_profile.max_model_len,
+        )
+
+    def snapshot(self) -> dict[str, Any]:
+        """Return counters and what was learnt, as plain data."""
+        if self._history is not None:
+            return self._history
+        return {"scheduler": self.scheduler.snapshot(), "sizing": self.sizing.snapshot()}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take over a snapshot; its counters wait for the configuration that names their algorithm."""
+        self._history = state
+        try:
+            self.sizing.restore(state["sizing"])
+        except (KeyError, ValueError, TypeError) as error:
+            log.warning("estimates not restored", error=repr(error))
+        if self.policy.configured:
+            self._adopt_history()
+
+    def _adopt_history(self) -> None:
+        if self._history is None:
+            return
+        history, self._history = self._history.get("scheduler"), None
+        if not isinstance(history, dict) or history.get("algorithm") != self.scheduler.algorithm:
+            log.info("counters not restored: they are of another algorithm")
+            return
+        try:
+            self.scheduler.restore(history)
+        except ValueError as error:
+            log.warning("counters not restored", error=str(error))
+        else:
+            log.info("counters restored", algorithm=self.scheduler.algorithm)
+
+    def drain(self) -> None:
+        """Refuse new work; what is queued or in flight goes on."""
+        self.draining = True
+
+    async def drained(self) -> None:
+        """Wait until nothing is being read, queued or in flight."""
+        while self._tickets or self.admission.reading:
+            waiter = asyncio.get_running_loop().create_future()
+            self._idle.append(waiter)
+            await waiter
+
+    def _look_idle(self) -> None:
+        if self._idle and not self._tickets and not self.admission.reading:
+            for waiter in self._idle:
+                if not waiter.done():
+                    waiter.set_result(None)
+            self._idle.clear()
+
+    def tickets(self) -> Iterator[Ticket]:
+        """Iterate over living tickets in the order of arrival."""
+        yield from self._tickets.values()

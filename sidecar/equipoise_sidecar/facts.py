@@ -13,6 +13,8 @@ class EndpointKind(StrEnum):
     COMPLETIONS = "completions"
     RESPONSES = "responses"
     MESSAGES = "messages"
+    AUDIO = "audio"
+    """Transcription and translation: a form, not JSON."""
     POOLING = "pooling"
     """Embeddings, scores, ranks, classes: a prompt and no generated tokens."""
 

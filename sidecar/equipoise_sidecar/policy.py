@@ -7,13 +7,14 @@ changes.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 
 from equipoise_api.names import DEFAULT_TENANT
+from equipoise_api.policy import Algorithm
 from equipoise_api.sidecar_config import SCHEMA_VERSION, SidecarConfig, TenantConfig
 from equipoise_api.tenant import SloTarget, TenantLimits
-from equipoise_scheduling.contract import TenantSettings
-from equipoise_scheduling.cost import LinearCost
+from equipoise_scheduling.contract import SchedulerSettings, TenantSettings
+from equipoise_scheduling.registry import scheduler_settings, tenant_settings
 from equipoise_sidecar.identity import Identity
 
 
@@ -44,9 +45,11 @@ class Policy:
     revision: str | None
     identity: Identity
     tenants: Mapping[str, TenantPolicy]
-    settings: Mapping[str, TenantSettings]
-    """For the scheduler."""
-    trusted_header: bytes | None = field(default=None)
+    scheduler: str
+    """Name of the scheduler's algorithm."""
+    settings: SchedulerSettings
+    tenant_settings: Mapping[str, TenantSettings]
+    trusted_header: bytes | None = None
     """Lower-case name of the header that must not reach the engine."""
 
     @property
@@ -74,15 +77,6 @@ class Policy:
         """Goes to the engine in place of the client's credentials."""
         return self.config.engine_api_key
 
-    def cost(self, *, reports_cached_tokens: bool) -> LinearCost:
-        """Return the cost; the price of cached tokens acts only where the engine reports them."""
-        cost = self.config.cost
-        return LinearCost(
-            input=cost.input_percent / 100,
-            output=cost.output_percent / 100,
-            cached=cost.cached_input_percent / 100 if reports_cached_tokens else None,
-        )
-
 
 NO_LIMITS = TenantLimits()
 NOBODY = TenantPolicy(NO_LIMITS, None)
@@ -103,13 +97,18 @@ def compile_policy(config: SidecarConfig, revision: str) -> Policy:
         raise ConfigError(place, message) from None
     if config.engine_api_key is not None and not _is_header_value(config.engine_api_key):
         raise ConfigError("engineApiKey", "must be printable ASCII without line breaks")
+    passing = config.mode == "PassThrough"
+    algorithm = Algorithm(type="FCFS") if passing else config.algorithm
+    settings = scheduler_settings(algorithm, config.cost, config.prediction, config.queue)
     return Policy(
         configured=True,
         config=config.model_copy(update={"tenants": []}),
         revision=revision,
         identity=identity,
         tenants={t.id: TenantPolicy(t.limits, t.slo) for t in config.tenants},
-        settings=_settings(config),
+        scheduler=algorithm.type,
+        settings=replace(settings, max_queued=None) if passing else settings,
+        tenant_settings=_tenant_settings(config, limited=not passing),
         trusted_header=identity.header,
     )
 
@@ -124,17 +123,9 @@ def _check_ids(tenants: list[TenantConfig]) -> None:
         seen.add(tenant.id)
 
 
-def _settings(config: SidecarConfig) -> dict[str, TenantSettings]:
-    limited = config.mode == "Enforce"
-    settings = {
-        t.id: TenantSettings(
-            weight=t.weight,
-            max_in_flight=t.limits.max_in_flight if limited else None,
-            max_queued=t.limits.max_queued if limited else None,
-        )
-        for t in config.tenants
-    }
-    settings[DEFAULT_TENANT] = TenantSettings(weight=config.default_tenant.weight)
+def _tenant_settings(config: SidecarConfig, *, limited: bool) -> dict[str, TenantSettings]:
+    settings = {t.id: tenant_settings(t.weight, t.limits if limited else NO_LIMITS) for t in config.tenants}
+    settings[DEFAULT_TENANT] = tenant_settings(config.default_tenant.weight, NO_LIMITS)
     return settings
 
 
@@ -142,12 +133,5 @@ def _is_header_value(text: str) -> bool:
     return text.isascii() and text.isprintable()
 
 
-UNCONFIGURED = Policy(
-    configured=False,
-    config=SidecarConfig(),
-    revision=None,
-    identity=Identity(SidecarConfig()),
-    tenants={},
-    settings={},
-)
+UNCONFIGURED = replace(compile_policy(SidecarConfig(), ""), configured=False, revision=None)
 """Before the first configuration."""

@@ -59,12 +59,12 @@ class Ticket:
         "facts",
         "first_token_at",
         "generated",
+        "held_bytes",
         "outcome",
         "phase",
         "prompt",
         "queued_since",
         "request",
-        "reservation_bytes",
         "streams",
     )
 
@@ -74,7 +74,7 @@ class Ticket:
         self._waiter: asyncio.Future[Rejection | None] | None = None
         self.facts = facts
         self.request = request
-        self.reservation_bytes = held_bytes
+        self.held_bytes = held_bytes
         self.phase = Phase.QUEUED
         self.outcome: Outcome | None = None
         self.queued_since = request.arrival

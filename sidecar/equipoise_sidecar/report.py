@@ -1,0 +1,138 @@
+"""What the operator reads: the sidecar's whole state as the API's type."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib.metadata import version
+
+from equipoise_api.sidecar_state import EngineState, FairnessState, LoadState, SidecarState, TenantState
+from equipoise_scheduling.contract import TenantShare
+from equipoise_sidecar.accounting import WINDOW_SECONDS, TenantAccount, histogram
+from equipoise_sidecar.config_store import ConfigStore
+from equipoise_sidecar.dispatcher import Dispatcher
+from equipoise_sidecar.feedback import Feedback
+
+
+@dataclass(frozen=True, slots=True)
+class Reporter:
+    """Reads the parts; changes nothing."""
+
+    dispatcher: Dispatcher
+    feedback: Feedback
+    store: ConfigStore
+    pod_uid: str
+    incarnation: str
+
+    def missing(self) -> list[str]:
+        """Say what keeps the sidecar from being ready; nothing when it is."""
+        dispatcher = self.dispatcher
+        reasons = []
+        if not dispatcher.policy.configured:
+            reasons.append("no configuration yet")
+        if not dispatcher.engine_reachable:
+            reasons.append("the engine cannot be reached")
+        if dispatcher.draining:
+            reasons.append("draining")
+        return reasons
+
+    def state(self) -> SidecarState:
+        """Return the whole report. O(active tenants)."""
+        dispatcher, held = self.dispatcher, self.store.held
+        now = dispatcher.clock()
+        policy = dispatcher.policy
+        return SidecarState(
+            software_version=version("equipoise"),
+            pod_uid=self.pod_uid,
+            incarnation=self.incarnation,
+            policy_uid=policy.config.policy.uid if policy.config.policy is not None else None,
+            revision=policy.revision,
+            epoch=held.epoch if held is not None else 0,
+            sequence=held.sequence if held is not None else 0,
+            config_error=self.store.error,
+            ready=not self.missing(),
+            draining=dispatcher.draining,
+            window_seconds=WINDOW_SECONDS,
+            engine=self._engine(now),
+            load=self._load(),
+            fairness=self._fairness(now),
+            tenants=self._tenants(now),
+        )
+
+    def _engine(self, now: float) -> EngineState:
+        dispatcher, feedback = self.dispatcher, self.feedback
+        signals = feedback.heard.signals if feedback.heard is not None else None
+        return EngineState(
+            reachable=dispatcher.engine_reachable is True,
+            signal_age_seconds=feedback.age(now),
+            signal_stale=feedback.is_stale(now),
+            running=(signals.running or 0) if signals is not None else 0,
+            waiting=(signals.waiting or 0) if signals is not None else 0,
+            kv_usage=signals.kv_usage if signals is not None else None,
+            kv_tokens=dispatcher.capacity.kv_tokens,
+            preemptions=feedback.preemptions,
+            reports_cached_tokens=dispatcher.engine_profile.reports_cached_tokens,
+        )
+
+    def _load(self) -> LoadState:
+        dispatcher = self.dispatcher
+        return LoadState(
+            queued=dispatcher.scheduler.queued,
+            queued_bytes=dispatcher.admission.held_bytes,
+            running=dispatcher.scheduler.in_flight,
+            max_in_flight=dispatcher.capacity.max_in_flight,
+            saturation=dispatcher.capacity.saturation(),
+        )
+
+    def _fairness(self, now: float) -> FairnessState:
+        bound = self.dispatcher.scheduler.bound(now) if self.dispatcher.policy.enforce else None
+        if bound is None:
+            return FairnessState()
+        return FairnessState(
+            bounded=True,
+            bound=bound.limit,
+            largest_gap=bound.gap,
+            outstanding=bound.undelivered,
+            bound_met=bound.met,
+        )
+
+    def _tenants(self, now: float) -> list[TenantState]:
+        dispatcher = self.dispatcher
+        shares = {share.tenant: share for share in dispatcher.scheduler.shares(now)}
+        accounts = dict(dispatcher.accounting.items())
+        states = []
+        for tenant in sorted(shares.keys() | accounts.keys()):
+            share, account = shares.get(tenant), accounts.get(tenant)
+            served = share is not None and (share.demand > 0 or share.window.prompt > 0)
+            if served or (account is not None and not account.is_idle(now)):
+                states.append(self._tenant(tenant, share, account, now))
+        return states
+
+    def _tenant(
+        self, tenant: str, share: TenantShare | None, account: TenantAccount | None, now: float
+    ) -> TenantState:
+        window = (account or TenantAccount()).window(now)
+        settings = self.dispatcher.policy.tenant_settings.get(tenant)
+        figures = (
+            {}
+            if share is None
+            else {
+                "prompt_tokens": share.window.prompt,
+                "cached_tokens": share.window.cached,
+                "generated_tokens": share.window.generated,
+                "service": share.window.cost,
+                "demand": share.demand,
+                "counter": share.counter,
+            }
+        )
+        return TenantState(
+            id=tenant,
+            weight=round(settings.weight) if settings is not None else 1,
+            queued=account.queued if account is not None else 0,
+            running=account.running if account is not None else 0,
+            rejected=window.rejected,
+            wait=histogram(window.wait),
+            ttft=histogram(window.ttft),
+            slo_kept=window.slo_kept,
+            slo_total=window.slo_total,
+            **figures,
+        )
