@@ -1,0 +1,234 @@
+"""Request traces: who asks when, for how many tokens; read from CSV, or made from published summary statistics.
+
+A trace's CSV has the columns arrival_s, client, input_tokens, output_tokens (seconds from the start, a name, tokens).
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+import random
+from bisect import bisect_right
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from equipoise_simulator.engine_model import EngineModel, Sequence
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from equipoise_simulator.profiles import Profile
+
+COLUMNS = ("arrival_s", "client", "input_tokens", "output_tokens")
+MAX_ROWS = 1_000_000
+OUTPUT_WEIGHT = 2
+"""An output token's share of demand, an input token's being 1: the schedulers' default cost."""
+
+# Summary statistics of the ten minutes of Chatbot Arena traffic that the VTC paper (arXiv 2401.00588) replays; its
+# artifact publishes the trace under Apache-2.0. Each client's requests, and the seconds between which they arrive:
+_ARENA_SECONDS = 600.0
+_ARENA_CLIENTS = (
+    (296, 0, 598),
+    (262, 0, 600),
+    (199, 0, 582),
+    (120, 1, 597),
+    (67, 14, 583),
+    (66, 288, 596),
+    (56, 1, 598),
+    (46, 0, 582),
+    (44, 0, 597),
+    (43, 105, 579),
+    (40, 20, 577),
+    (36, 9, 597),
+    (31, 413, 593),
+    (26, 19, 587),
+    (25, 0, 598),
+    (23, 50, 573),
+    (22, 44, 269),
+    (22, 453, 589),
+    (19, 13, 150),
+    (19, 409, 571),
+    (12, 4, 149),
+    (11, 11, 83),
+    (7, 16, 118),
+    (3, 15, 28),
+    (2, 27, 64),
+    (2, 590, 594),
+    (1, 592, 592),
+)
+# Quantiles of the lengths, in tokens; between them lengths are taken as log-uniform.
+_ARENA_INPUT = (
+    (0, 2),
+    (0.05, 2),
+    (0.1, 5),
+    (0.25, 13),
+    (0.5, 40),
+    (0.75, 161),
+    (0.9, 432),
+    (0.95, 656),
+    (1, 1021),
+)
+_ARENA_OUTPUT = (
+    (0, 2),
+    (0.05, 10),
+    (0.1, 18),
+    (0.25, 62),
+    (0.5, 211),
+    (0.75, 462),
+    (0.8, 513),
+    (0.95, 513),
+    (1, 977),
+)
+
+
+class TraceError(ValueError):
+    """A trace that cannot be read; names the file and the line."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One request."""
+
+    arrival: float
+    """Seconds from the trace's start."""
+    client: str
+    input_tokens: int
+    output_tokens: int
+
+    @property
+    def cost(self) -> int:
+        """Weighted tokens."""
+        return self.input_tokens + OUTPUT_WEIGHT * self.output_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """Requests in order of arrival over `seconds`."""
+
+    name: str
+    rows: tuple[Row, ...]
+    seconds: float
+
+    @property
+    def clients(self) -> list[str]:
+        """Clients, those with the most demand first."""
+        demand: dict[str, int] = {}
+        for row in self.rows:
+            demand[row.client] = demand.get(row.client, 0) + row.cost
+        return sorted(demand, key=lambda client: (-demand[client], client))
+
+    def first(self, seconds: float) -> Trace:
+        """Return what arrives in the first `seconds`; ValueError when nothing does."""
+        rows = tuple(row for row in self.rows if row.arrival < seconds)
+        if not rows:
+            raise TraceError(f"{self.name}: nothing arrives in the first {seconds:g} s")
+        return Trace(f"{self.name}, first {seconds:g} s", rows, min(seconds, self.seconds))
+
+
+def read_trace(path: Path) -> Trace:
+    """Read a CSV trace. TraceError names the line and what is wrong there; OSError when the file cannot be read."""
+    rows: list[Row] = []
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        reader = csv.DictReader(file, strict=True)
+        try:
+            missing = [column for column in COLUMNS if column not in (reader.fieldnames or ())]
+            if missing:
+                raise TraceError(f"{path}: line 1: the columns {', '.join(missing)} are missing")
+            for values in reader:
+                rows.append(_row(path, reader.line_num, values))
+                if len(rows) > MAX_ROWS:
+                    raise TraceError(f"{path}: more than {MAX_ROWS} rows")
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise TraceError(f"{path}: line {reader.line_num + 1}: {error}") from None
+    if not rows:
+        raise TraceError(f"{path}: no rows")
+    rows.sort(key=lambda row: row.arrival)
+    return Trace(path.name, tuple(rows), max(rows[-1].arrival, 1e-3))
+
+
+def arena_like(seed: int = 0) -> Trace:
+    """Make a look-alike of the VTC paper's arena trace: 1,500 requests of 27 clients in 600 s, the same for a seed.
+
+    Each client sends as many requests as in the original, at times uniform between its first and last.
+    """
+    source = random.Random(seed)  # noqa: S311 - a reproducible load, no secret
+    rows = [
+        Row(
+            arrival=round(source.uniform(first, last), 6),
+            client=f"client-{number:02d}",
+            input_tokens=_length(_ARENA_INPUT, source.random()),
+            output_tokens=_length(_ARENA_OUTPUT, source.random()),
+        )
+        for number, (requests, first, last) in enumerate(_ARENA_CLIENTS)
+        for _ in range(requests)
+    ]
+    rows.sort(key=lambda row: (row.arrival, row.client))
+    return Trace(f"look-alike of the arena trace, seed {seed}", tuple(rows), _ARENA_SECONDS)
+
+
+def capacity(trace: Trace, profile: Profile, engines: int) -> float:
+    """Return the weighted tokens a second that `engines` can serve of this trace's mix.
+
+    Measured on the model: all requests are there at once, dealt out in turn. An engine's rate is what it served until its
+    queue was empty, or to the end when the queue empties before half of the work. ValueError when a request fits no engine.
+    """
+    return sum(_backlogged_rate(trace.rows[number::engines], profile) for number in range(engines))
+
+
+def _backlogged_rate(rows: tuple[Row, ...], profile: Profile) -> float:
+    model, now = EngineModel(profile), 0.0
+    sequences = [Sequence(row.input_tokens, row.output_tokens) for row in rows]
+    for sequence in sequences:
+        model.add(sequence)
+    work = sum(row.cost for row in rows)
+    while step := model.begin(now, until=math.inf):
+        model.finish()
+        now = step.ends
+        if not model.waiting:
+            counts = ((sequence.prompt_tokens, model.generated(sequence)) for sequence in sequences)
+            served = sum(prompt + OUTPUT_WEIGHT * generated for prompt, generated in counts if generated)
+            if served >= work / 2:
+                return served / now
+    return 0.0  # no rows: more engines than requests
+
+
+def demand_ratio(trace: Trace, profile: Profile, engines: int) -> float:
+    """Return what the trace asks for over what `engines` can serve in its time; above 1 a queue grows."""
+    return sum(row.cost for row in trace.rows) / trace.seconds / capacity(trace, profile, engines)
+
+
+def _row(path: Path, line: int, values: dict[str, str | None]) -> Row:
+    try:
+        arrival = float(values["arrival_s"] or "")
+    except ValueError:
+        arrival = math.nan
+    if not 0 <= arrival < math.inf:
+        shown = values["arrival_s"]
+        raise TraceError(f"{path}: line {line}: arrival_s must be seconds from the start, not {shown!r}")
+    client = (values["client"] or "").strip()
+    if not client:
+        raise TraceError(f"{path}: line {line}: client is empty")
+    return Row(
+        arrival,
+        client,
+        _tokens(path, line, values, "input_tokens"),
+        _tokens(path, line, values, "output_tokens"),
+    )
+
+
+def _tokens(path: Path, line: int, values: dict[str, str | None], column: str) -> int:
+    text = values[column]
+    try:
+        tokens = int(text or "")
+    except ValueError:
+        tokens = 0
+    if tokens < 1:
+        raise TraceError(f"{path}: line {line}: {column} must be a whole number of at least 1, not {text!r}")
+    return tokens
+
+
+def _length(quantiles: tuple[tuple[float, int], ...], share: float) -> int:
+    place = min(bisect_right(quantiles, (share, math.inf)), len(quantiles) - 1)
+    (below, low), (above, high) = quantiles[place - 1], quantiles[place]
+    within = (share - below) / (above - below)
+    return round(math.exp(math.log(low) + within * (math.log(high) - math.log(low))))

@@ -1,0 +1,108 @@
+"""Traces: reading, slicing, the generated look-alike, and how much of an engine a trace asks for."""
+
+import math
+from pathlib import Path
+from statistics import mean, median
+
+import pytest
+
+from equipoise_simulator.profiles import PROFILES
+from equipoise_simulator.traces import Row, Trace, TraceError, arena_like, capacity, demand_ratio, read_trace
+
+ARENA = Path(__file__).parents[4] / "shared" / "data" / "arena_27_clients.csv"
+HEADER = "arrival_s,client,input_tokens,output_tokens\n"
+
+
+def written(tmp_path, text):
+    path = tmp_path / "trace.csv"
+    path.write_text(text)
+    return path
+
+
+def test_a_trace_is_read_and_put_in_order_of_arrival(tmp_path):
+    trace = read_trace(written(tmp_path, HEADER + "2.5,b,10,20\n0.5,a,1,2\n"))
+    assert trace.rows == (Row(0.5, "a", 1, 2), Row(2.5, "b", 10, 20))
+    assert (trace.seconds, trace.clients) == (2.5, ["b", "a"])
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("", "line 1: the columns arrival_s, client, input_tokens, output_tokens are missing"),
+        ("arrival_s,client,output_tokens\n0,a,1\n", "line 1: the columns input_tokens are missing"),
+        (HEADER, "no rows"),
+        (HEADER + "0,a,1,1\nsoon,a,1,1\n", "line 3: arrival_s must be seconds from the start, not 'soon'"),
+        (HEADER + "-1,a,1,1\n", "line 2: arrival_s must be seconds"),
+        (HEADER + "nan,a,1,1\n", "line 2: arrival_s must be seconds"),
+        (HEADER + "0,,1,1\n", "line 2: client is empty"),
+        (HEADER + "0,a,0,1\n", "line 2: input_tokens must be a whole number of at least 1, not '0'"),
+        (HEADER + "0,a,1,1.5\n", "line 2: output_tokens must be a whole number of at least 1, not '1.5'"),
+        (HEADER + "0,a,1\n", "line 2: output_tokens must be a whole number of at least 1, not None"),
+        (HEADER + '0,"a,1,1\n', "line 2: unexpected end of data"),
+    ],
+)
+def test_a_bad_trace_is_refused_with_its_line(tmp_path, text, complaint):
+    with pytest.raises(TraceError) as refusal:
+        read_trace(written(tmp_path, text))
+    assert complaint in str(refusal.value)
+
+
+def test_a_trace_that_is_not_text_is_refused(tmp_path):
+    path = tmp_path / "trace.csv"
+    path.write_bytes(HEADER.encode() + b"0,\xff\xfe,1,1\n")
+    with pytest.raises(TraceError, match="utf-8"):
+        read_trace(path)
+
+
+def test_a_slice_has_what_arrives_before_its_end():
+    trace = arena_like()
+    slice_ = trace.first(150)
+    assert slice_.rows == tuple(row for row in trace.rows if row.arrival < 150)
+    assert slice_.seconds == 150
+    with pytest.raises(TraceError, match="nothing arrives in the first 0 s"):
+        trace.first(0)
+
+
+def test_the_look_alike_is_the_same_for_a_seed_and_another_for_another():
+    assert arena_like(3) == arena_like(3)
+    assert arena_like(3) != arena_like(4)
+
+
+@pytest.mark.skipif(not ARENA.exists(), reason=f"{ARENA} is not beside the checkout")
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_the_look_alike_looks_like_the_arena_trace(seed):
+    original, made = read_trace(ARENA), arena_like(seed)
+    assert (len(made.rows), len(made.clients)) == (len(original.rows), len(original.clients)) == (1_500, 27)
+
+    def counts(trace):
+        return sorted(sum(row.client == client for row in trace.rows) for client in trace.clients)
+
+    assert counts(made) == counts(original)
+    for column in ("input_tokens", "output_tokens"):
+        ours = [getattr(row, column) for row in made.rows]
+        theirs = [getattr(row, column) for row in original.rows]
+        assert math.isclose(mean(ours), mean(theirs), rel_tol=0.1), column
+        assert math.isclose(median(ours), median(theirs), rel_tol=0.2), column
+        assert (min(ours), max(ours)) <= (min(theirs), max(theirs) + 1)
+    ratios = [demand_ratio(trace, PROFILES["papers"], 1) for trace in (made, original)]
+    assert math.isclose(*ratios, rel_tol=0.1)
+
+
+def test_capacity_is_that_of_an_engine_that_always_has_work():
+    """One request at a time, 1 s a step: 10 tokens in and 5 out take 5 s, so 20 weighted tokens in 5 s."""
+    profile = PROFILES["fast"].__class__(name="unit", a0=1.0, a1=0.0, a2=0.0, a3=0.0, max_num_seqs=1)
+    trace = Trace("made", tuple(Row(0.0, "a", 10, 5) for _ in range(100)), 100.0)
+    assert math.isclose(capacity(trace, profile, 1), 4.0, rel_tol=0.05)
+    assert math.isclose(capacity(trace, profile, 4), 16.0, rel_tol=0.2)
+    assert math.isclose(demand_ratio(trace, profile, 1), 2000 / 100 / 4, rel_tol=0.05)
+
+
+def test_a_slower_engine_makes_demand_larger_in_proportion():
+    trace = arena_like().first(150)
+    ratio = demand_ratio(trace, PROFILES["fast"], 3)
+    assert math.isclose(demand_ratio(trace, PROFILES["fast"].scaled(0.25), 3), 4 * ratio, rel_tol=1e-6)
+
+
+def test_a_request_that_fits_no_engine_is_named():
+    with pytest.raises(ValueError, match="20001 tokens never fit"):
+        capacity(Trace("huge", (Row(0.0, "a", 1, 20_000),), 1.0), PROFILES["fast"], 1)
