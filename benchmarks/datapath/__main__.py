@@ -103,7 +103,9 @@ def run(names: list[str], rounds: int) -> list[Round]:
 
 def median(measured: list[Round], proxy: str, load_name: str, field: str) -> float:
     """Return the median over the rounds."""
-    return statistics.median(getattr(r, field) for r in measured if r.proxy == proxy and r.load == load_name)
+    return statistics.median(
+        float(getattr(r, field)) for r in measured if r.proxy == proxy and r.load == load_name
+    )
 
 
 def report(measured: list[Round], names: list[str], machine: dict[str, str]) -> str:

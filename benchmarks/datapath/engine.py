@@ -11,6 +11,7 @@ import asyncio
 import json
 import sys
 from functools import partial
+from typing import cast
 
 import httptools
 import uvloop
@@ -65,9 +66,9 @@ class Connection(asyncio.Protocol):
 
     @override
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
-        transport.set_write_buffer_limits(high=HIGH_WATER)
+        # uvloop's transports derive from neither
+        self._transport = cast("asyncio.Transport", transport)
+        self._transport.set_write_buffer_limits(high=HIGH_WATER)
         self._parser = httptools.HttpRequestParser(self)
         self._paused = False
         self._next: partial[None] | None = None
@@ -95,19 +96,19 @@ class Connection(asyncio.Protocol):
             step()
 
     def on_message_begin(self) -> None:
-        """A request begins."""
+        """Forget the request before."""
         self._body = b""
 
     def on_url(self, url: bytes) -> None:
-        """Its path."""
+        """Take its path."""
         self._path = url
 
     def on_body(self, body: bytes) -> None:
-        """A part of its body."""
+        """Collect its body."""
         self._body += body
 
     def on_message_complete(self) -> None:
-        """It is complete: answer."""
+        """Answer."""
         if self._path == b"/pace":
             self._pace.interval = json.loads(self._body)["interval_ms"] / 1000
             self._answer(b"{}")

@@ -5,6 +5,7 @@ import json
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import cast
 
 from typing_extensions import override
 
@@ -42,8 +43,8 @@ class Stream(asyncio.Protocol):
 
     @override
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        # uvloop's transports derive from neither
+        self._transport = cast("asyncio.Transport", transport)
 
     def request(self, data: bytes) -> asyncio.Future[tuple[int, float]]:
         """Send a request; resolves when its answer is complete."""
