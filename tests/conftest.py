@@ -27,7 +27,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if "binaries" in getattr(item, "fixturenames", ()):
+        if {"binaries", "cluster"} & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.cluster)
 
 
@@ -48,12 +48,16 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
 @pytest.fixture(scope="session")
 def binaries(pytestconfig: pytest.Config) -> dict[str, Path]:
+    """For tests that start control planes themselves."""
+    if pytestconfig.getoption("--use-existing"):
+        pytest.skip("starts a control plane of its own")
     return pytestconfig.stash[_BINARIES]
 
 
 @pytest.fixture(scope="session")
-def cluster(pytestconfig, binaries, tmp_path_factory) -> Iterator[Cluster]:
+def cluster(pytestconfig, tmp_path_factory) -> Iterator[Cluster]:
     """A real API server: a control plane of this run, or the existing cluster that was asked for."""
+    binaries = pytestconfig.stash[_BINARIES]
     if pytestconfig.getoption("--use-existing"):
         kubeconfig = os.environ.get("KUBECONFIG")
         if not kubeconfig:

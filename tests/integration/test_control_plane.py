@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from kubernetes import client
 
-from equipoise_cluster import ClusterError, CommandError, ControlPlane, controlplane, ports
+from equipoise_cluster import Cluster, ClusterError, CommandError, ControlPlane, controlplane, ports
 from equipoise_cluster.programs import KUBERNETES
 
 POD = {
@@ -170,6 +170,28 @@ def test_the_pods_of_a_deployment_can_be_declared_running(cluster, namespace):
     for number, pod in enumerate(pods, start=1):
         cluster.set_pod_running(namespace, pod.metadata.name, ip=f"127.0.2.{number}")
     cluster.kubectl("rollout", "status", "deployment/web", "--timeout=20s", where)
+
+
+def test_an_existing_cluster_works_through_its_kubeconfig_and_outlives_its_use(
+    control_plane, binaries, namespace
+):
+    clients = {name: binaries[name] for name in ("kubectl", "helm")}
+    with Cluster.existing(clients, kubeconfig=control_plane.kubeconfig) as existing:
+        assert existing.server == control_plane.server
+        assert existing.ca.read_bytes() == control_plane.ca.read_bytes()
+        existing.kubectl("create", "serviceaccount", "guest", f"--namespace={namespace}")
+        guest = existing.kubeconfig_for("guest", namespace=namespace)
+        assert "guest" in existing.kubectl("auth", "whoami", f"--kubeconfig={guest}")
+        state = existing.state
+    assert not state.exists()
+    assert "guest" in control_plane.kubectl("get", "serviceaccounts", f"--namespace={namespace}")
+
+
+def test_a_kubeconfig_without_a_context_is_refused_with_the_mend(binaries, tmp_path):
+    empty = tmp_path / "kubeconfig"
+    empty.write_text("apiVersion: v1\nkind: Config\n")
+    with pytest.raises(ClusterError, match=r"names no cluster .*: kubectl config use-context sets"):
+        Cluster.existing(binaries, kubeconfig=empty)
 
 
 def test_a_given_port_that_is_taken_is_named(binaries, tmp_path):

@@ -16,7 +16,7 @@ from kubernetes.client.exceptions import ApiException
 
 from equipoise_cluster import commands, kubeconfig, nodes, pods
 from equipoise_cluster.binaries import Binaries
-from equipoise_cluster.errors import ClusterError
+from equipoise_cluster.errors import ClusterError, CommandError
 
 NODE = "loopback"
 NODE_ADDRESS = "127.0.0.1"
@@ -40,15 +40,19 @@ class Cluster:
     def existing(cls, binaries: Binaries, *, kubeconfig: Path) -> "Cluster":
         """A cluster that is there: the kubeconfig's current context. Needs kubectl and helm only."""
         state = Path(tempfile.mkdtemp(prefix="equipoise-existing-"))
-        view = commands.run(
-            binaries["kubectl"],
-            *("config", "view", "--raw", "--minify", "--flatten", "--output=json"),
-            env=commands.kubectl_environment(kubeconfig, state),
-        )
-        clusters = json.loads(view)["clusters"]
-        if not clusters:
-            raise ClusterError(f"{kubeconfig} has no current context: kubectl config use-context sets it.")
-        entry = clusters[0]["cluster"]
+        try:
+            view = commands.run(
+                binaries["kubectl"],
+                *("config", "view", "--raw", "--minify", "--flatten", "--output=json"),
+                env=commands.kubectl_environment(kubeconfig, state),
+            )
+        except CommandError as error:
+            shutil.rmtree(state)
+            raise ClusterError(
+                f"KUBECONFIG={kubeconfig} names no cluster ({error.stderr.strip()}): "
+                "kubectl config use-context sets its current context."
+            ) from error
+        entry = json.loads(view)["clusters"][0]["cluster"]
         ca = state / "ca.crt"
         ca.write_bytes(base64.b64decode(entry.get("certificate-authority-data", "")))
         return cls(kubeconfig=kubeconfig, server=entry["server"], ca=ca, binaries=binaries, state=state)

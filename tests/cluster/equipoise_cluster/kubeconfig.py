@@ -13,7 +13,10 @@ Credentials = KeyPair | str
 def write(
     path: Path, *, server: str, ca: bytes, credentials: Credentials, namespace: str = "default"
 ) -> Path:
-    """Writes a kubeconfig with one context; the CA (PEM) and the credentials are inside it. Returns the path."""
+    """Writes a kubeconfig with one context; the CA (PEM) and the credentials are inside it. Returns the path.
+
+    Without a CA the machine's own are trusted.
+    """
     if isinstance(credentials, str):
         user = {"token": credentials}
     else:
@@ -21,13 +24,14 @@ def write(
             "client-certificate-data": _base64(credentials.certificate.read_bytes()),
             "client-key-data": _base64(credentials.key.read_bytes()),
         }
+    cluster = {"server": server}
+    if ca:
+        cluster["certificate-authority-data"] = _base64(ca)
     name = path.stem
     document = {
         "apiVersion": "v1",
         "kind": "Config",
-        "clusters": [
-            {"name": "equipoise", "cluster": {"server": server, "certificate-authority-data": _base64(ca)}}
-        ],
+        "clusters": [{"name": "equipoise", "cluster": cluster}],
         "users": [{"name": name, "user": user}],
         "contexts": [
             {"name": name, "context": {"cluster": "equipoise", "user": name, "namespace": namespace}}
