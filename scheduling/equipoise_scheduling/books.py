@@ -237,7 +237,7 @@ class Books:
         tenant = self.tenants[request.tenant]
         tenant.queue.remove(request)
         del self.waiting[request.id]
-        self._end(request, outcome)
+        self._end(request, tenant, outcome)
         return tenant
 
     # -- in flight
@@ -307,13 +307,15 @@ class Books:
         tenant = flight.tenant
         del self.flights[flight.request.id]
         tenant.in_flight -= 1
-        self._end(flight.request, outcome)
+        self._end(flight.request, tenant, outcome)
         self.predictor.learn(flight.request, usage, outcome)
 
-    def _end(self, request: Request, outcome: Outcome) -> None:
+    def _end(self, request: Request, tenant: Tenant, outcome: Outcome) -> None:
         """End an accepted request; nothing else sets an outcome."""
         request.outcome = outcome
         self.outcomes[outcome] += 1
+        if not tenant.configured and not tenant.in_flight and not len(tenant.queue):
+            tenant.settings = TenantSettings()
 
     # -- shares
 

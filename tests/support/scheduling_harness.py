@@ -17,11 +17,17 @@ PROMPT_COST, OUTPUT_COST = 1, 2
 
 
 def make_request(
-    id: str, tenant: str = "blue", *, arrival: float = 0.0, prompt: int = 10, max_tokens: int = 100, **fields
+    name: str,
+    tenant: str = "blue",
+    *,
+    arrival: float = 0.0,
+    prompt: int = 10,
+    max_tokens: int = 100,
+    **fields,
 ) -> Request:
     """Build a request with everything irrelevant filled in."""
     return Request(
-        id=id, tenant=tenant, arrival=arrival, prompt_tokens=prompt, max_tokens=max_tokens, **fields
+        id=name, tenant=tenant, arrival=arrival, prompt_tokens=prompt, max_tokens=max_tokens, **fields
     )
 
 
@@ -172,9 +178,8 @@ def oracle(demands: Sequence[float], weights: Sequence[float], capacity: float) 
     thirsty = {place for place, demand in enumerate(demands) if demand > 0}
     while thirsty and capacity > 1e-9:
         weight = sum(weights[place] for place in thirsty)
-        step = min(
-            capacity / weight, min((demands[place] - shares[place]) / weights[place] for place in thirsty)
-        )
+        full = [(demands[place] - shares[place]) / weights[place] for place in thirsty]
+        step = min(capacity / weight, *full)
         for place in thirsty:
             shares[place] += step * weights[place]
         capacity -= step * weight
@@ -190,9 +195,7 @@ def drain(scheduler: TenantScheduler, now: float = 0.0, most: int = 10_000) -> l
     return order
 
 
-def finish(
-    scheduler: TenantScheduler, requests: Iterable[Request], generated: int, now: float = 0.0
-) -> None:
+def finish(scheduler: TenantScheduler, requests: Iterable[Request], generated: int, now: float = 0.0) -> None:
     """Settle requests that generated as much as that."""
     for request in requests:
         usage = Usage(request.prompt_tokens, min(generated, request.max_output))

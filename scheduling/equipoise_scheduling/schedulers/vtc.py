@@ -175,7 +175,9 @@ class VTC(TenantScheduler):
 
     @override
     def _state(self) -> dict[str, Any]:
-        return {"counters": self._settled_accounts(), "last_left": self._last_left}
+        # After a restart nothing is queued any more: all that are backlogged leave, the least counter last.
+        last_left = self.choice.least() or self._last_left
+        return {"counters": self._settled_accounts(), "last_left": last_left}
 
     @override
     def _restore_state(self, state: dict[str, Any]) -> None:
