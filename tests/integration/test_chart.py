@@ -2,6 +2,7 @@
 
 import json
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -383,6 +384,11 @@ def test_every_default_is_known_to_the_schema_and_documented():
         if "properties" in part:
             assert part["additionalProperties"] is False, name
             assert set(values[name]) == set(part["properties"]), name
+
+
+def test_the_chart_installs_the_version_of_this_tree():
+    chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
+    assert chart["version"] == chart["appVersion"] == version("equipoise")
 
 
 def test_scheduling_values_reach_the_pods(own, tmp_path):

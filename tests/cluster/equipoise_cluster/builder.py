@@ -78,9 +78,10 @@ class Builder:
             # Whoever held the lock may have built some of them.
             missing = [program for program in programs if not self.built(program)]
             if missing:
+                names = ", ".join(program.name for program in missing)
                 self.progress.step(
-                    f"Building {len(missing)} programs of Kubernetes {KUBERNETES.version} into {self.bin} (once; "
-                    "all five take about 10 minutes on two cores, 6.5 GB on disk)."
+                    f"Building {names} into {self.bin}: once, about 10 minutes for a whole control plane on two "
+                    "cores, 6.5 GB on disk."
                 )
             for number, program in enumerate(missing, start=1):
                 self._one(go, program, f"[{number}/{len(missing)}] {program.name}")

@@ -12,7 +12,10 @@ FAKE_GO = """#!/bin/sh
 # Counts its builds; a program named in $HANG hangs half-way, one named in $BREAK fails.
 case "$1" in
 env) printf '%s\\n%s\\n' "${FAKE_VERSION:-go1.26.8}" "${FAKE_TOOLCHAIN:-local}" ;;
-list) printf 'runtime\\nexample.com/lib\\nmain\\n' ;;
+list)
+    if [ -n "$OFFLINE" ]; then echo "dial tcp: no route to host" >&2; exit 1; fi
+    printf 'runtime\\nexample.com/lib\\nmain\\n'
+    ;;
 build)
     for last; do :; done
     while [ "$1" != -o ]; do shift; done

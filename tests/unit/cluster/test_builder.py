@@ -123,6 +123,13 @@ def test_a_failed_build_shows_what_the_compiler_said_and_builds_nothing(workshop
     assert workshop.builds == [SERVER]
 
 
+def test_modules_that_cannot_be_fetched_are_reported_in_the_words_of_go(workshop, monkeypatch):
+    monkeypatch.setenv("OFFLINE", "1")
+    with pytest.raises(ClusterError, match=r"cannot fetch the modules of fake-server(.|\n)*no route to host"):
+        Builder(workshop.cache).build(workshop.programs)
+    assert workshop.builds == []
+
+
 def test_without_go_the_error_names_the_three_ways(workshop, monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path / "nowhere"))
     with pytest.raises(ClusterError) as raised:
