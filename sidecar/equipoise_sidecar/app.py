@@ -13,6 +13,7 @@ import logging
 from dataclasses import dataclass
 
 from equipoise_scheduling.request import Outcome, Usage
+from equipoise_sidecar.admission import Reservation
 from equipoise_sidecar.body import Body, BodyError, read_bool
 from equipoise_sidecar.client import BodyRefusedError, Client, ClientLeftError, Receive, Scope, Send
 from equipoise_sidecar.dispatcher import Dispatcher
@@ -116,23 +117,15 @@ class DataPath:
 
     async def _schedule(self, client: Client, endpoint: Endpoint, kind: EndpointKind, tenant: str) -> None:
         """Admit a request, wait for its turn, serve it, and end its ticket whatever happens."""
-        policy = self._dispatcher.policy
         reservation = self._dispatcher.reserve(tenant, client.content_length)
         if isinstance(reservation, Rejection):
             await client.refuse(endpoint.shape, reservation)
             return
         try:
-            raw = await client.body(
-                limit=policy.max_body_bytes if policy.enforce else None,
-                timeout=policy.body_timeout_seconds,
-                grown=reservation.grow,
-            )
-            job = _read(endpoint, kind, raw, strict=policy.enforce)
-            request_id = client.header(b"x-request-id")
-            job.facts.request_id = request_id.decode("latin-1") if request_id else ""
+            job = await self._read(client, endpoint, kind, reservation)
             ticket = self._dispatcher.submit(tenant, job.facts, reservation)
-        except BodyError as error:
-            await client.refuse(endpoint.shape, Rejection(400, "bad-body", str(error)))
+        except BodyRefusedError as error:
+            await client.refuse(endpoint.shape, self._dispatcher.refuse(tenant, error.rejection))
             return
         finally:
             reservation.release()
@@ -145,17 +138,37 @@ class DataPath:
         finally:
             ticket.finish(Outcome.CANCELLED if client.left else Outcome.FAILED)
 
+    async def _read(
+        self, client: Client, endpoint: Endpoint, kind: EndpointKind, reservation: Reservation
+    ) -> Job:
+        """Read the body and what it says. Raises BodyRefusedError, ClientLeftError."""
+        policy = self._dispatcher.policy
+        raw = await client.body(
+            limit=policy.max_body_bytes if policy.enforce else None,
+            timeout=policy.body_timeout_seconds,
+            grown=reservation.grow,
+        )
+        try:
+            job = _read_job(endpoint, kind, raw, strict=policy.enforce)
+        except BodyError as error:
+            raise BodyRefusedError(Rejection(400, "bad-body", str(error))) from None
+        request_id = client.header(b"x-request-id")
+        job.facts.request_id = request_id.decode("latin-1") if request_id else ""
+        return job
+
     async def _serve(self, client: Client, job: Job, ticket: Ticket) -> None:
         """Wait for the engine to take the request, then send its answer back."""
         endpoint = job.endpoint
         while (rejection := await ticket.dispatched()) is None:
             policy = self._dispatcher.policy
-            body, reader = _prepare(job, self._dispatcher.engine_profile, edit=policy.enforce)
-            head = self._head(client, endpoint, body, ticket.priority if policy.enforce else None)
+            profile = self._dispatcher.engine_profile
+            body, reader = _prepare(job, profile, edit=policy.enforce)
+            priority = (ticket.priority if profile.priorities else 0) if policy.enforce else None
+            head = self._head(client, endpoint, body, priority)
             try:
                 answer = await self._pool.exchange(head, body)
             except EngineError as error:
-                if policy.enforce and isinstance(error, EngineUnreachableError):
+                if isinstance(error, EngineUnreachableError):
                     ticket.unreachable()
                     continue
                 log.warning("%s: %s", endpoint.path, error)
@@ -235,7 +248,7 @@ class DataPath:
         ]
 
 
-def _read(endpoint: Endpoint, kind: EndpointKind, raw: bytes, *, strict: bool) -> Job:
+def _read_job(endpoint: Endpoint, kind: EndpointKind, raw: bytes, *, strict: bool) -> Job:
     """Read what a body says. Raises BodyError if `strict`; else what cannot be read goes on unread."""
     if kind is EndpointKind.AUDIO:
         return Job(endpoint, Facts(path=endpoint.path, kind=kind, body_bytes=len(raw), images=1), raw, None)

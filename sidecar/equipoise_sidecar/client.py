@@ -111,11 +111,11 @@ class Client:
                     length += len(piece)
                     if limit is not None and length > limit:
                         raise BodyRefusedError(too_large(limit))
+                    if declared is None and grown is not None and (refused := grown(length)) is not None:
+                        raise BodyRefusedError(refused)
                     pieces.append(piece)
                     if not message.get("more_body"):
                         break
-                    if declared is None and grown is not None and (refused := grown(length)) is not None:
-                        raise BodyRefusedError(refused)
         except TimeoutError:
             message_ = (
                 f"the body did not come within {timeout:.0f} s: {length} bytes of {declared or 'it'} did"
