@@ -29,10 +29,13 @@ class ApiModel(BaseModel):
         """Return plain JSON data with the wire's names; what is unset (None) is left out."""
         return self.model_dump(mode="json", by_alias=True, exclude_none=True)
 
+    def canonical(self) -> bytes:
+        """Return the canonical form as JSON: sorted keys, no white space. Equal data gives equal bytes, in any process."""
+        return json.dumps(self.document(), sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+
     def digest(self) -> str:
-        """Return the SHA-256 (hex) of the canonical form: equal data gives an equal digest, in any process."""
-        canonical = json.dumps(self.document(), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-        return hashlib.sha256(canonical.encode()).hexdigest()
+        """Return the SHA-256 (hex) of the canonical form."""
+        return hashlib.sha256(self.canonical()).hexdigest()
 
     @classmethod
     def strictly(cls, data: Any) -> Self:

@@ -1,0 +1,33 @@
+"""A token bucket: at most so many a second, with a burst after quiet."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+
+class Budget:
+    """`rate` a second, `burst` at once."""
+
+    def __init__(self, rate: float, burst: float, clock: Callable[[], float]) -> None:
+        self._rate, self._burst = rate, burst
+        self._clock = clock
+        self._tokens = burst
+        self._at = clock()
+
+    def take(self) -> float:
+        """Take one token and return 0, or return the seconds until there is one."""
+        now = self._clock()
+        self._tokens = min(self._burst, self._tokens + (now - self._at) * self._rate)
+        self._at = now
+        if self._tokens >= 1:
+            self._tokens -= 1
+            return 0.0
+        return (1 - self._tokens) / self._rate
+
+    async def wait(self) -> None:
+        """Take one token, waiting for it."""
+        seconds = self.take()
+        while seconds:
+            await asyncio.sleep(seconds)
+            seconds = self.take()

@@ -1,0 +1,222 @@
+"""Every sidecar there is: what it should hold, what it holds, how it is. One task for each pushes and reads, in turn.
+
+Only the leader's fleet runs. A new leader pushes to every sidecar, even one that holds the right revision (then with an
+empty patch): from then on the sidecar refuses its predecessor.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+
+import structlog
+
+from equipoise_api.sidecar_config import SCHEMA_VERSION
+from equipoise_api.sidecar_state import SidecarState
+from equipoise_operator.compile import Compiled, pass_through
+from equipoise_operator.kube import ApiError
+from equipoise_operator.leader import LeadershipLostError, NotLeadingError
+from equipoise_operator.objects import Pod
+from equipoise_operator.push import Pusher
+from equipoise_operator.sidecar_client import RefusedError, SidecarClient, SidecarError
+
+POLL_SECONDS = 1.0
+LONGEST_BACKOFF = 1.0
+"""A sidecar that starts is found within this."""
+REFUSED_SECONDS = 15.0
+"""Until a configuration that a sidecar refused is pushed to it again."""
+CONCURRENCY = 64
+"""Calls to sidecars at a time."""
+REMEMBERED = 2
+"""Former configurations of a policy that a patch may be based on."""
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(slots=True, eq=False)
+class Member:
+    """One sidecar."""
+
+    pod: Pod
+    policy: str | None
+    """uid of the policy that governs it."""
+    state: SidecarState | None = None
+    state_at: float = float("-inf")
+    held: str | None = None
+    """Revision that it is known to hold."""
+    acknowledged: Compiled | None = None
+    """The newest configuration that it took, as far as this leader knows it."""
+    term: int = -1
+    """Epoch of the newest push that it took."""
+    error: SidecarError | None = None
+    """Why the last call failed; None after one that did not."""
+    refused: tuple[str, float] | None = None
+    """A revision that it refused, and when it may be tried again."""
+    wake: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+class Fleet:
+    """The members, by pod uid."""
+
+    def __init__(
+        self,
+        client: SidecarClient,
+        pusher: Pusher,
+        *,
+        epoch: Callable[[], int],
+        clock: Callable[[], float],
+        seed: int | None = None,
+    ) -> None:
+        self._client = client
+        self._pusher = pusher
+        self._epoch = epoch
+        self._clock = clock
+        self._random = random.Random(seed)  # noqa: S311 - jitter
+        self._slots = asyncio.Semaphore(CONCURRENCY)
+        self._members: dict[str, Member] = {}
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._configs: dict[str | None, Compiled] = {None: pass_through()}
+        self._former: dict[str, Compiled] = {}
+        self.on_state: Callable[[Member], None] | None = None
+
+    def members(self, policy: str | None) -> list[Member]:
+        """Return the members that a policy governs, or those that none does."""
+        return [member for member in self._members.values() if member.policy == policy]
+
+    def census(self) -> dict[str, int]:
+        """Count the members by state, as in the metric `sidecars`."""
+        wanted = {policy: config.revision for policy, config in self._configs.items()}
+        members = self._members.values()
+        return {
+            "all": len(members),
+            "synced": sum(1 for m in members if m.held is not None and m.held == wanted.get(m.policy)),
+            "failing": sum(1 for m in members if m.error is not None),
+            "outdated": sum(1 for m in members if m.state and m.state.schema_version != SCHEMA_VERSION),
+        }
+
+    def config(self, policy: str | None) -> Compiled | None:
+        """Return what a policy's sidecars should hold; None before its first compile."""
+        return self._configs.get(policy)
+
+    def configure(self, policy: str, compiled: Compiled) -> None:
+        """Set what a policy's sidecars should hold."""
+        before = self._configs.get(policy)
+        if before is not None and before.revision == compiled.revision:
+            self._configs[policy] = compiled
+            return
+        if before is not None:
+            self._former[before.revision] = before
+            for revision in list(self._former)[: -REMEMBERED * len(self._configs)]:
+                del self._former[revision]
+        self._configs[policy] = compiled
+        for member in self.members(policy):
+            member.wake.set()
+
+    def forget(self, policy: str) -> None:
+        """Drop the configuration of a policy that is gone."""
+        self._configs.pop(policy, None)
+
+    def assign(self, namespace: str, pods: Iterable[Pod], governed: Mapping[str, str | None]) -> None:
+        """Set which policy governs which sidecar of a namespace. Pods left out are gone or not ours."""
+        present = {pod.uid: pod for pod in pods if pod.uid in governed and pod.reachable}
+        for uid, member in list(self._members.items()):
+            if member.pod.namespace == namespace and uid not in present:
+                self._remove(uid)
+        for uid, pod in present.items():
+            self._put(pod, governed[uid])
+
+    async def close(self) -> None:
+        """Stop all tasks."""
+        for uid in list(self._members):
+            self._remove(uid)
+        await self._client.close()
+
+    def _put(self, pod: Pod, policy: str | None) -> None:
+        member = self._members.get(pod.uid)
+        if member is None:
+            member = self._members[pod.uid] = Member(pod, policy)
+            self._tasks[pod.uid] = asyncio.create_task(self._keep(member), name=f"sidecar {pod.name}")
+            return
+        if (member.pod.ip, member.pod.admin_port) != (pod.ip, pod.admin_port):
+            member.held = None
+        member.pod, member.policy = pod, policy
+        member.wake.set()
+
+    def _remove(self, uid: str) -> None:
+        del self._members[uid]
+        self._tasks.pop(uid).cancel()
+
+    async def _keep(self, member: Member) -> None:
+        failures = 0
+        while True:
+            member.wake.clear()
+            delay = POLL_SECONDS
+            try:
+                async with self._slots:
+                    await self._exchange(member)
+            except SidecarError as error:
+                if member.error is None or member.error.reason != error.reason:
+                    log.warning("sidecar", pod=member.pod.name, reason=error.reason, error=str(error))
+                member.error = error
+                failures += 1
+                delay = min(LONGEST_BACKOFF, 0.1 * 2 ** min(failures, 10)) * self._random.uniform(0.5, 1.0)
+            except (NotLeadingError, LeadershipLostError, ApiError, ValueError) as error:
+                # Leading is over or in doubt, which the Lease's keeper decides.
+                log.warning("push-held-back", pod=member.pod.name, error=str(error))
+            else:
+                member.error, failures = None, 0
+            try:
+                async with asyncio.timeout(delay):
+                    await member.wake.wait()
+            except TimeoutError:
+                continue
+
+    async def _exchange(self, member: Member) -> None:
+        """Push if the sidecar is not known to hold what it should; then read how it is, and push if it is not so."""
+        if member.held is None:
+            await self._read(member)
+        await self._push(member)
+        await self._read(member)
+        await self._push(member)
+
+    async def _read(self, member: Member) -> None:
+        state = await self._client.state(member.pod)
+        before = member.state
+        if before is not None and before.incarnation != state.incarnation:
+            member.term = -1
+        member.state, member.state_at = state, self._clock()
+        member.held = state.revision or ""
+        if member.acknowledged is None or member.acknowledged.revision != member.held:
+            known = self._known(member.policy, member.held)
+            member.acknowledged = known or member.acknowledged
+        if self.on_state is not None:
+            self.on_state(member)
+
+    async def _push(self, member: Member) -> None:
+        want = self._configs.get(member.policy)
+        if want is None:
+            return
+        if member.held == want.revision and member.term == self._epoch():
+            return
+        if member.refused is not None:
+            revision, until = member.refused
+            if revision == want.revision and self._clock() < until:
+                return
+        try:
+            result = await self._pusher.push(member.pod, want, self._known(member.policy, member.held or ""))
+        except RefusedError as refusal:
+            if refusal.status in (413, 422):
+                member.refused = (want.revision, self._clock() + REFUSED_SECONDS)
+            raise
+        member.held, member.term = result.revision, result.epoch
+        member.refused = None
+        if result.revision == want.revision:
+            member.acknowledged = want
+
+    def _known(self, policy: str | None, revision: str) -> Compiled | None:
+        present = self._configs.get(policy)
+        if present is not None and present.revision == revision:
+            return present
+        return self._former.get(revision)

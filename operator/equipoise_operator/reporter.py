@@ -1,0 +1,200 @@
+"""Once a second: from the fleet's state to the statuses that are due.
+
+A policy's status is made every time. A tenant's is made when something of its own changed, while it has anything to do, and
+once in a while for the rest: making 10,000 of them every second would take a core.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+from equipoise_api.names import DEFAULT_TENANT, tenant_id
+from equipoise_api.policy import FairnessPolicy, FairnessPolicyStatus
+from equipoise_api.tenant import Metadata, Tenant, TenantSpec, TenantStatus
+from equipoise_operator import shares
+from equipoise_operator.compile import Compiled, admits
+from equipoise_operator.controller import Controller
+from equipoise_operator.events import Subject
+from equipoise_operator.fleet import Fleet, Member
+from equipoise_operator.objects import Key, Stored
+from equipoise_operator.status import Admission, PolicyView, SidecarView, policy_status, tenant_status
+from equipoise_operator.status_writer import StatusWriter
+from equipoise_operator.store import Store
+
+PERIOD_SECONDS = 1.0
+FRESH_SECONDS = 10.0
+"""Age at which a sidecar's last state stops to count."""
+SWEEP = 200
+"""Tenants looked at in each period though nothing of theirs is known to have changed."""
+MOST = 1000
+"""Tenants looked at in each period at all."""
+
+
+class Reporter:
+    """Makes statuses and offers them to the writer."""
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        controller: Controller,
+        fleet: Fleet,
+        writer: StatusWriter,
+        clock: Callable[[], float],
+    ) -> None:
+        self._store = store
+        self._controller = controller
+        self._fleet = fleet
+        self._writer = writer
+        self._clock = clock
+        self._due: dict[Key, None] = {}
+        self._active: set[str] = set()
+        self._compiled: dict[Key, Compiled] = {}
+        self._sweep: list[Key] = []
+
+    def mark(self, tenant: Key) -> None:
+        """Have a tenant's status made."""
+        self._due[tenant] = None
+
+    def compiled(self, policy: Key, compiled: Compiled) -> None:
+        """Have the statuses made of the tenants whose part of the configuration differs."""
+        former = self._compiled.get(policy)
+        self._compiled[policy] = compiled
+        for name in _differing(former, compiled):
+            self.mark(_key(name))
+
+    def forgotten(self, policy: Key) -> None:
+        """Have the statuses made of the tenants of a policy that is gone."""
+        former = self._compiled.pop(policy, None)
+        for name in former.tenants if former else ():
+            self.mark(_key(name))
+
+    async def run(self) -> None:
+        """Report for ever."""
+        while True:
+            self.report()
+            await asyncio.sleep(PERIOD_SECONDS)
+
+    def report(self) -> None:
+        """Make and offer what is due."""
+        now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        views = {key: self._view(key, policy) for key, policy in self._controller.ours()}
+        rows: dict[Key, dict[str, shares.Row]] = {key: view.rows() for key, view in views.items()}
+        for key, view in views.items():
+            stored = self._store.policies.get(key)
+            assert stored is not None
+            subject = Subject("FairnessPolicy", key, stored.uid)
+            self._writer.offer(subject, stored.version, view.policy.status, policy_status(view, now))
+        self._report_unreadable_policies(now)
+        active = {name for each in rows.values() for name in each if name != DEFAULT_TENANT}
+        for name in active | self._active | self._unsynced(views):
+            self.mark(_key(name))
+        self._active = active
+        for key in self._take():
+            self._report_tenant(key, views, rows, now)
+
+    def _report_tenant(
+        self,
+        key: Key,
+        views: dict[Key, PolicyView],
+        rows: dict[Key, dict[str, shares.Row]],
+        now: str,
+    ) -> None:
+        stored = self._store.tenants.get(key)
+        if stored is None:
+            return
+        tenant = stored.object or _unreadable_tenant(key, stored)
+        name = tenant_id(*key)
+        admissions = [
+            Admission(view, rows[policy].get(name) or shares.Row())
+            for policy, view in views.items()
+            if admits(view.policy, key[0])
+        ]
+        status = tenant_status(tenant, admissions, stored.error, now)
+        self._writer.offer(Subject("Tenant", key, stored.uid), stored.version, tenant.status, status)
+
+    def _report_unreadable_policies(self, now: str) -> None:
+        """Tell of policies of which no version could ever be read: nobody knows whose they are, but somebody must tell."""
+        for key, stored in self._store.policies.items():
+            if stored.object is None:
+                policy = FairnessPolicy.model_validate(
+                    {
+                        "metadata": {"namespace": key[0], "name": key[1], "uid": stored.uid},
+                        "spec": {"target": {"selector": {}}},
+                    }
+                )
+                status = policy_status(PolicyView(policy=policy, compiled=None, error=stored.error), now)
+                self._writer.offer(
+                    Subject("FairnessPolicy", key, stored.uid), stored.version, FairnessPolicyStatus(), status
+                )
+
+    def _view(self, key: Key, policy: FairnessPolicy) -> PolicyView:
+        uid = policy.metadata.uid
+        stored = self._store.policies.get(key)
+        placement = self._controller.placements.get(key[0])
+        return PolicyView(
+            policy=policy,
+            compiled=self._fleet.config(uid),
+            sidecars=[self._sidecar(member) for member in self._fleet.members(uid)],
+            conflict=placement.conflicts.get(uid) if placement else None,
+            error=stored.error if stored else "",
+        )
+
+    def _sidecar(self, member: Member) -> SidecarView:
+        fresh = self._clock() - member.state_at <= FRESH_SECONDS
+        return SidecarView(
+            pod=member.pod.name,
+            state=member.state if fresh else None,
+            held=member.held,
+            acknowledged=member.acknowledged,
+            reason=member.error.reason if member.error else "",
+            message=str(member.error) if member.error else "",
+        )
+
+    def _unsynced(self, views: dict[Key, PolicyView]) -> set[str]:
+        found: set[str] = set()
+        for view in views.values():
+            if view.compiled is None:
+                continue
+            for sidecar in view.sidecars:
+                if sidecar.held not in (None, "", view.compiled.revision):
+                    found |= _differing(sidecar.acknowledged, view.compiled)
+        return found
+
+    def _take(self) -> list[Key]:
+        if not self._sweep:
+            self._sweep = [key for key, _ in self._store.tenants.items()]
+        for _ in range(min(SWEEP, len(self._sweep))):
+            self.mark(self._sweep.pop())
+        taken = list(self._due)[:MOST]
+        for key in taken:
+            del self._due[key]
+        return taken
+
+
+def _differing(former: Compiled | None, present: Compiled) -> set[str]:
+    if former is None:
+        return set(present.tenants)
+    names = {name for name, config in present.tenants.items() if former.tenants.get(name) != config}
+    names |= former.tenants.keys() - present.tenants.keys()
+    for before, after in (
+        (former.identity_findings, present.identity_findings),
+        (former.notes, present.notes),
+    ):
+        names |= {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
+    return names
+
+
+def _key(name: str) -> Key:
+    namespace, _, rest = name.partition("/")
+    return namespace, rest
+
+
+def _unreadable_tenant(key: Key, stored: Stored[Tenant]) -> Tenant:
+    return Tenant(
+        metadata=Metadata(namespace=key[0], name=key[1], uid=stored.uid),
+        spec=TenantSpec(),
+        status=TenantStatus(),
+    )

@@ -1,0 +1,156 @@
+"""What every tenant got under one policy, added up over its sidecars. Pure.
+
+Figures are rounded here, to two digits: a status is written only when a rounded value changes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from equipoise_api.latency import LatencyHistogram, merged
+from equipoise_api.names import DEFAULT_TENANT
+from equipoise_api.policy import Fairness, Load
+from equipoise_api.sidecar_config import SidecarConfig
+from equipoise_api.sidecar_state import SidecarState, TenantState
+from equipoise_api.tenant import Latency, Rejections, Share, Usage
+from equipoise_scheduling.measures import jain, max_min
+
+MOST_REASONS = 16
+CONTENDING = 1.02
+"""Demand above service by this ratio is unmet: less is the last request that is still running."""
+
+
+@dataclass(slots=True)
+class Row:
+    """One tenant under one policy."""
+
+    share: Share = field(default_factory=Share)
+    usage: Usage = field(default_factory=Usage)
+    latency: Latency = field(default_factory=Latency)
+
+
+def rounded(value: float) -> int:
+    """Round a figure that is not negative to two significant digits; up to 99 it stays exact."""
+    if value < 100:
+        return max(0, round(value))
+    step = int(10 ** (math.floor(math.log10(value)) - 1))
+    return round(value / step) * step
+
+
+def rows(states: Sequence[SidecarState], weights: Mapping[str, int]) -> dict[str, Row]:
+    """Return a row for each tenant that had anything to do at any sidecar. O(rows log rows)."""
+    parts: dict[str, list[tuple[TenantState, float]]] = {}
+    for state in states:
+        per_minute = 60.0 / state.window_seconds if state.window_seconds > 0 else 0.0
+        for tenant in state.tenants:
+            parts.setdefault(tenant.id, []).append((tenant, per_minute))
+    ids = list(parts)
+    service = [sum(tenant.service for tenant, _ in parts[name]) for name in ids]
+    demand = [sum(tenant.demand for tenant, _ in parts[name]) for name in ids]
+    weight = [float(weights.get(name) or parts[name][0][0].weight) for name in ids]
+    total = math.fsum(service)
+    entitled = max_min(demand, weight, total)
+    found: dict[str, Row] = {}
+    for place, name in enumerate(ids):
+        tenants = [tenant for tenant, _ in parts[name]]
+        share = Share()
+        if total > 0:
+            share = Share(
+                entitled_percent=_percent(entitled[place], total),
+                actual_percent=_percent(service[place], total),
+                demand_percent=min(1_000_000, rounded(100 * demand[place] / total)),
+            )
+        found[name] = Row(share, _usage(parts[name]), _latency(tenants))
+    return found
+
+
+def weights_of(config: SidecarConfig) -> dict[str, int]:
+    """Return every tenant's weight, the default tenant's too."""
+    return {tenant.id: tenant.weight for tenant in config.tenants} | {
+        DEFAULT_TENANT: config.default_tenant.weight
+    }
+
+
+def load(states: Sequence[SidecarState]) -> Load:
+    """Return the load of all engines."""
+    kv = [state.engine.kv_usage for state in states if state.engine.kv_usage is not None]
+    return Load(
+        queued=rounded(sum(state.load.queued for state in states)),
+        running=rounded(sum(state.load.running for state in states)),
+        saturation_percent=_mean_percent(state.load.saturation for state in states),
+        kv_percent=_mean_percent(kv),
+    )
+
+
+def fairness(states: Sequence[SidecarState], weights: Mapping[str, int]) -> Fairness:
+    """Return Jain's index over tenants with unmet demand, and gap and bound of the sidecar closest to its bound."""
+    service: defaultdict[str, float] = defaultdict(float)
+    demand: defaultdict[str, float] = defaultdict(float)
+    for state in states:
+        for tenant in state.tenants:
+            service[tenant.id] += tenant.service
+            demand[tenant.id] += tenant.demand
+    contending = [name for name in demand if demand[name] > CONTENDING * service[name]]
+    closest = max(
+        (state.fairness for state in states if state.fairness.largest_gap is not None),
+        key=lambda each: (each.largest_gap or 0.0) / (each.bound or math.inf),
+        default=None,
+    )
+    index = jain([service[name] / weights.get(name, 1) for name in contending]) if contending else None
+    return Fairness(
+        jain_permille=None if index is None else round(1000 * index),
+        largest_gap=None if closest is None else rounded(closest.largest_gap or 0.0),
+        bound=None if closest is None or closest.bound is None else rounded(closest.bound),
+    )
+
+
+def _usage(parts: Sequence[tuple[TenantState, float]]) -> Usage:
+    prompt = sum(tenant.prompt_tokens * rate for tenant, rate in parts)
+    generated = sum(tenant.generated_tokens * rate for tenant, rate in parts)
+    rejected: Counter[str] = Counter()
+    for tenant, rate in parts:
+        for reason, count in tenant.rejected.items():
+            rejected[reason] += math.ceil(count * rate)
+    return Usage(
+        queued=rounded(sum(tenant.queued for tenant, _ in parts)),
+        running=rounded(sum(tenant.running for tenant, _ in parts)),
+        prompt_tokens_per_minute=rounded(prompt),
+        cached_tokens_per_minute=rounded(sum(tenant.cached_tokens * rate for tenant, rate in parts)),
+        generated_tokens_per_minute=rounded(generated),
+        tokens_per_minute=rounded(prompt + generated),
+        rejected=[
+            Rejections(reason=reason, per_minute=rounded(count))
+            for reason, count in sorted(rejected.most_common(MOST_REASONS))
+        ],
+    )
+
+
+def _latency(tenants: Sequence[TenantState]) -> Latency:
+    wait = merged(tenant.wait for tenant in tenants)
+    ttft = merged(tenant.ttft for tenant in tenants)
+    kept = sum(tenant.slo_kept for tenant in tenants)
+    total = sum(tenant.slo_total for tenant in tenants)
+    return Latency(
+        wait_p50_milliseconds=_milliseconds(wait, 0.5),
+        wait_p99_milliseconds=_milliseconds(wait, 0.99),
+        ttft_p50_milliseconds=_milliseconds(ttft, 0.5),
+        ttft_p99_milliseconds=_milliseconds(ttft, 0.99),
+        slo_attainment_percent=math.floor(100 * kept / total) if total else None,
+    )
+
+
+def _milliseconds(histogram: LatencyHistogram, q: float) -> int | None:
+    seconds = histogram.quantile(q)
+    return None if seconds is None else rounded(1000 * seconds)
+
+
+def _percent(part: float, whole: float) -> int:
+    return min(100, max(0, round(100 * part / whole)))
+
+
+def _mean_percent(fractions: Iterable[float]) -> int | None:
+    values = list(fractions)
+    return _percent(math.fsum(values), len(values)) if values else None

@@ -1,0 +1,137 @@
+"""One sidecar's admin API over mutual TLS. Every call has a deadline, and no body leaves unless this process leads."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import AsyncIterator, Callable
+
+import aiohttp
+from pydantic import ValidationError
+
+from equipoise_api import names
+from equipoise_api.sidecar_config import ConfigPatch, Problem, PushResult
+from equipoise_api.sidecar_state import SidecarState
+from equipoise_operator.objects import Pod
+
+STATE_SECONDS = 2.0
+LARGEST_STATE = 64 * 1024 * 1024
+
+
+class SidecarError(Exception):
+    """The sidecar did not answer, or not as one does; `reason` is a word for a condition."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class RefusedError(SidecarError):
+    """The sidecar refused a configuration, with an HTTP status and its problem."""
+
+    def __init__(self, status: int, problem: Problem) -> None:
+        reason = {403: "NotRecognised", 409: "Outrun", 412: "OtherBase", 413: "TooLarge", 422: "Rejected"}
+        field = f"{problem.field}: " if problem.field else ""
+        super().__init__(reason.get(status, "Refused"), f"answered {status}: {field}{problem.message}")
+        self.status = status
+        self.problem = problem
+
+
+class SidecarClient:
+    """Calls to sidecars. `require` raises unless this process leads; `context` is the present TLS context."""
+
+    def __init__(
+        self,
+        *,
+        require: Callable[[], None],
+        context: Callable[[], ssl.SSLContext | None],
+        push_seconds: float,
+    ) -> None:
+        self._require = require
+        self._context = context
+        self._push_seconds = push_seconds
+        self._session: aiohttp.ClientSession | None = None
+
+    async def close(self) -> None:
+        """Close the connections."""
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
+
+    async def state(self, pod: Pod) -> SidecarState:
+        """Read the sidecar's state. SidecarError if there is none to be had."""
+        status, text = await self._call("GET", pod, names.STATE_PATH, None, STATE_SECONDS)
+        if status != 200:
+            raise RefusedError(status, _problem(text))
+        try:
+            return SidecarState.model_validate_json(text)
+        except ValidationError as error:
+            raise SidecarError("BadState", f"state: {error.errors()[0]['msg']}") from error
+
+    async def put(self, pod: Pod, body: bytes, revision: str, *, epoch: int, sequence: int) -> PushResult:
+        """Push a whole configuration, given as its canonical JSON. RefusedError if the sidecar refuses it."""
+        head = f'{{"epoch":{epoch},"sequence":{sequence},"revision":"{revision}","config":'
+        return await self._push("PUT", pod, head.encode() + body + b"}")
+
+    async def patch(self, pod: Pod, patch: ConfigPatch) -> PushResult:
+        """Push what changed. RefusedError 412 if the sidecar does not hold the base."""
+        return await self._push("PATCH", pod, patch.canonical())
+
+    async def _push(self, method: str, pod: Pod, body: bytes) -> PushResult:
+        status, text = await self._call(method, pod, names.CONFIG_PATH, body, self._push_seconds)
+        if status != 200:
+            raise RefusedError(status, _problem(text))
+        try:
+            return PushResult.model_validate_json(text)
+        except ValidationError as error:
+            raise SidecarError("BadAnswer", f"push: {error.errors()[0]['msg']}") from error
+
+    async def _call(
+        self, method: str, pod: Pod, where: str, body: bytes | None, seconds: float
+    ) -> tuple[int, bytes]:
+        context = self._context()
+        if context is None:
+            raise SidecarError("NoCertificate", "the operator has no certificate yet")
+        if self._session is None:
+            self._session = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=4.0),
+                timeout=aiohttp.ClientTimeout(total=None),
+                read_bufsize=2**20,
+            )
+        host = f"[{pod.ip}]" if ":" in pod.ip else pod.ip
+        try:
+            async with (
+                asyncio.timeout(seconds),
+                self._session.request(
+                    method,
+                    f"https://{host}:{pod.admin_port}{where}",
+                    data=None if body is None else self._while_leading(body),
+                    headers={}
+                    if body is None
+                    else {"Content-Type": "application/json", "Content-Length": str(len(body))},
+                    ssl=context,
+                    server_hostname=pod.uid,
+                    allow_redirects=False,
+                ) as response,
+            ):
+                if (response.content_length or 0) > LARGEST_STATE:
+                    raise SidecarError("BadAnswer", f"an answer of {response.content_length} bytes")
+                return response.status, await response.read()
+        except TimeoutError as error:
+            raise SidecarError("Unreachable", f"no answer in {seconds:g} s") from error
+        except aiohttp.ClientConnectorCertificateError as error:
+            raise SidecarError("WrongPeer", str(error.certificate_error)) from error
+        except (aiohttp.ClientError, OSError) as error:
+            raise SidecarError("Unreachable", str(error) or type(error).__name__) from error
+
+    async def _while_leading(self, body: bytes) -> AsyncIterator[bytes]:
+        # Here, after connecting, and not before the call: a process may be stopped in between for longer than its term.
+        self._require()
+        yield body
+
+
+def _problem(text: bytes) -> Problem:
+    try:
+        return Problem.model_validate_json(text)
+    except ValidationError:
+        return Problem(message=text[:200].decode(errors="replace"))

@@ -1,0 +1,130 @@
+"""What is in the cluster, as far as the operator knows: filled by watch events, put right by listings.
+
+Objects are held by namespace and name together with their uid, so that a late event of a deleted object cannot touch its
+successor. Only events add; a listing only drops, so a stale one brings nothing back. Both compare resource versions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+from equipoise_api.policy import FairnessPolicy
+from equipoise_api.tenant import Tenant
+from equipoise_operator.kube import Listing
+from equipoise_operator.objects import Key, Pod, Secret, Stored
+
+T = TypeVar("T")
+Essence = Callable[[Stored[T]], object]
+"""What of an object decides anything: two with equal essence are the same to the operator."""
+
+
+@dataclass(frozen=True, slots=True)
+class Change(Generic[T]):
+    """An object came, went or changed its essence."""
+
+    key: Key
+    before: Stored[T] | None
+    after: Stored[T] | None
+
+
+class Shelf(Generic[T]):
+    """The objects of one kind."""
+
+    def __init__(self, essence: Essence[T]) -> None:
+        self._essence = essence
+        self._objects: dict[Key, Stored[T]] = {}
+        self._by_namespace: dict[str, set[str]] = {}
+        self._listed: set[str] | None = None
+
+    def __len__(self) -> int:
+        return len(self._objects)
+
+    def get(self, key: Key) -> Stored[T] | None:
+        """Return the object of that namespace and name."""
+        return self._objects.get(key)
+
+    def items(self) -> Iterator[tuple[Key, Stored[T]]]:
+        """Return all, in no order."""
+        return iter(self._objects.items())
+
+    def parsed(self, namespace: str | None = None) -> list[T]:
+        """Return the objects that could be parsed, of one namespace or of all."""
+        held: Iterable[Stored[T]] = self._objects.values()
+        if namespace is not None:
+            held = [self._objects[namespace, name] for name in self._by_namespace.get(namespace, ())]
+        return [stored.object for stored in held if stored.object is not None]
+
+    def put(self, key: Key, stored: Stored[T]) -> Change[T] | None:
+        """Take an object from an event. Returns the change; None where nothing that decides anything changed."""
+        self._seen(stored.uid)
+        before = self._objects.get(key)
+        if before is not None and before.version >= stored.version:
+            return None
+        if stored.object is None and before is not None and before.uid == stored.uid:
+            # What was understood last goes on: a field that this version does not know must not undo a policy.
+            stored = Stored(stored.uid, stored.version, before.object, stored.labels, stored.error)
+        self._objects[key] = stored
+        self._by_namespace.setdefault(key[0], set()).add(key[1])
+        if before is not None and self._essence(before) == self._essence(stored):
+            return None
+        return Change(key, before, stored)
+
+    def drop(self, key: Key, uid: str) -> Change[T] | None:
+        """Forget an object that is gone; another one of that name stays."""
+        self._seen(uid)
+        held = self._objects.get(key)
+        if held is None or held.uid != uid:
+            return None
+        del self._objects[key]
+        self._by_namespace[key[0]].discard(key[1])
+        if not self._by_namespace[key[0]]:
+            del self._by_namespace[key[0]]
+        return Change(key, held, None)
+
+    def reconcile(self, listing: Listing) -> list[Change[T]]:
+        """Drop what the listing lacks, but for what came after it. The first listing says what there is to wait for."""
+        if self._listed is None or self._listed:
+            known = {stored.uid for stored in self._objects.values()}
+            self._listed = set(listing.uids.values()) - known
+        gone = [
+            (key, held.uid)
+            for key, held in self._objects.items()
+            if held.version <= listing.version and listing.uids.get(key) != held.uid
+        ]
+        return [change for key, uid in gone if (change := self.drop(key, uid)) is not None]
+
+    @property
+    def complete(self) -> bool:
+        """Say whether all that a listing named was seen: nothing is compiled before."""
+        return self._listed is not None and not self._listed
+
+    def _seen(self, uid: str) -> None:
+        if self._listed:
+            self._listed.discard(uid)
+
+
+def _spec(stored: Stored[Tenant] | Stored[FairnessPolicy]) -> object:
+    return stored.uid, stored.object and stored.object.spec, stored.labels, stored.error
+
+
+def _whole(stored: Stored[Pod] | Stored[Secret]) -> object:
+    return stored.object
+
+
+@dataclass(slots=True)
+class Store:
+    """The objects of every kind that the operator watches."""
+
+    tenants: Shelf[Tenant] = field(default_factory=lambda: Shelf[Tenant](_spec))
+    policies: Shelf[FairnessPolicy] = field(default_factory=lambda: Shelf[FairnessPolicy](_spec))
+    pods: Shelf[Pod] = field(default_factory=lambda: Shelf[Pod](_whole))
+    secrets: Shelf[Secret] = field(default_factory=lambda: Shelf[Secret](_whole))
+    unlabelled: set[Key] = field(default_factory=set)
+    """Secrets that are named, exist and lack the credential label; their data was not read."""
+
+    @property
+    def complete(self) -> bool:
+        """Say whether every kind was listed and all of it seen."""
+        return all(shelf.complete for shelf in (self.tenants, self.policies, self.pods, self.secrets))
