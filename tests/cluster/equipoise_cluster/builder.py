@@ -139,6 +139,7 @@ class Builder:
             "CGO_ENABLED": "0",
             "GOFLAGS": "-modcacherw",
             "GOWORK": "off",
+            "GOPATH": str(self.cache / "go"),
             "GOMODCACHE": str(self.cache / "go" / "modules"),
             "GOCACHE": str(self.cache / "go" / "build"),
         }
