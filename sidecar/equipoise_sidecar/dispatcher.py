@@ -65,6 +65,8 @@ class Dispatcher:
         self.draining = False
         self.engine_reachable: bool | None = None
         """None before the first try."""
+        self.times_busy = 0
+        """Requests that the engine would not take."""
         self.engine_lost = asyncio.Event()
         """Set when a request found nobody at the engine's address: look at once."""
         self._tickets: dict[str, Ticket] = {}
@@ -208,6 +210,7 @@ class Dispatcher:
         self.accounting[ticket.tenant].queued += 1
         self._arm_expiry(ticket, now)
         if reachable:
+            self.times_busy += 1
             self.capacity.busy(now)
             if self._busy is None:
                 self._busy = asyncio.get_running_loop().call_later(BUSY_SECONDS, self._try_again)
@@ -469,6 +472,11 @@ class Dispatcher:
                 if not waiter.done():
                     waiter.set_result(None)
             self._idle.clear()
+
+    @property
+    def is_engine_busy(self) -> bool:
+        """Whether dispatch holds because the engine answered 503."""
+        return self._busy is not None
 
     def tickets(self) -> Iterator[Ticket]:
         """Iterate over living tickets in the order of arrival."""

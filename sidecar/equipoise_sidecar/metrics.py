@@ -1,0 +1,243 @@
+"""The sidecar's Prometheus metrics: read off the parts at each scrape, nothing is counted twice and nothing per chunk.
+
+The tenant label takes the configured tenants' names and `default`, and of a tenant that was removed until it is idle;
+what clients send never becomes a label.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import TypeVar
+
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    InfoMetricFamily,
+    Metric,
+)
+from prometheus_client.registry import Collector
+from typing_extensions import override
+
+from equipoise_api.latency import GROWTH, SMALLEST_SECONDS
+from equipoise_sidecar.accounting import Recorder
+from equipoise_sidecar.certificate import CertificateKeeper
+from equipoise_sidecar.report import Reporter
+from equipoise_sidecar.snapshots import Snapshots
+
+F = TypeVar("F", CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily)
+
+LIMITS = range(24, 157, 12)
+"""Of the API's latency buckets, those that are exposed: 1 ms to 290 s, a factor of 3.1 apart."""
+
+
+@dataclass(slots=True)
+class SidecarMetrics(Collector):
+    """All of them."""
+
+    reporter: Reporter
+    snapshots: Snapshots | None = None
+    certificate: CertificateKeeper | None = None
+
+    @override
+    def collect(self) -> Iterator[Metric]:
+        """Read the parts. O(active tenants)."""
+        yield InfoMetricFamily(
+            "equipoise_build", "The sidecar's software.", {"version": version("equipoise")}
+        )
+        yield from self._process()
+        yield from self._load()
+        yield from self._engine()
+        yield from self._fairness()
+        yield from self._shares()
+        yield from self._accounts()
+
+    def _process(self) -> Iterator[Metric]:
+        reporter, store = self.reporter, self.reporter.store
+        policy = reporter.dispatcher.policy
+        yield _gauge("ready", "1 where requests are served.", not reporter.missing())
+        yield _gauge("draining", "1 while new work is refused before shutdown.", reporter.dispatcher.draining)
+        reference = policy.config.policy
+        yield InfoMetricFamily(
+            "equipoise_config",
+            "The configuration in force.",
+            {
+                "revision": policy.revision or "",
+                "mode": policy.config.mode,
+                "algorithm": policy.algorithm,
+                "policy": f"{reference.namespace}/{reference.name}" if reference is not None else "",
+            },
+        )
+        yield _gauge("config_tenants", "Tenants in the configuration.", len(policy.tenants))
+        yield _gauge("config_refused", "1 while the newest push was refused.", store.error is not None)
+        errors = store.write_errors + (self.snapshots.write_errors if self.snapshots is not None else 0)
+        yield _counter(
+            "state_write_errors", "Files of the state directory that could not be written.", errors
+        )
+        if self.certificate is not None:
+            yield _counter(
+                "certificate_failures", "Tries that gave no certificate.", self.certificate.failures
+            )
+            current = self.certificate.current
+            if current is not None:
+                yield _gauge(
+                    "certificate_expiry_timestamp_seconds",
+                    "When the admin port's certificate ends, seconds since the epoch.",
+                    current.not_after.timestamp(),
+                )
+
+    def _load(self) -> Iterator[Metric]:
+        dispatcher = self.reporter.dispatcher
+        gate = dispatcher.capacity.gate
+        yield _gauge(
+            "queue_bytes", "Bytes of bodies that are being read or wait.", dispatcher.admission.held_bytes
+        )
+        yield _gauge(
+            "sequences_in_flight", "Sequences in the engine, by the sidecar's own count.", gate.sequences
+        )
+        yield _gauge(
+            "max_in_flight",
+            "Sequences that may be in the engine: the policy's number or the measured window.",
+            dispatcher.capacity.max_in_flight,
+        )
+        yield _gauge(
+            "saturation_ratio",
+            "Use of the gate's room, by slots or KV tokens, whichever is fuller; 1 is full.",
+            dispatcher.capacity.saturation(),
+        )
+        yield _gauge("kv_plan_ratio", "Share of the KV cache that may be planned with.", gate.percent / 100)
+        yield _gauge("kv_used_tokens", "KV tokens in use by the sidecar's own count.", gate.used)
+        pace = dispatcher.pace.tokens_per_second(dispatcher.clock())
+        if pace is not None:
+            yield _gauge(
+                "sequence_tokens_per_second", "Measured tokens a second of one sequence in flight.", pace
+            )
+
+    def _engine(self) -> Iterator[Metric]:
+        dispatcher, feedback = self.reporter.dispatcher, self.reporter.feedback
+        now = dispatcher.clock()
+        yield _gauge("engine_reachable", "1 while the engine answers.", dispatcher.engine_reachable is True)
+        yield _gauge(
+            "engine_signal_stale", "1 while the engine's metrics are too old to use.", feedback.is_stale(now)
+        )
+        age = feedback.age(now)
+        if age is not None:
+            yield _gauge("engine_signal_age_seconds", "Age of the engine's newest metrics.", age)
+        if dispatcher.capacity.kv_tokens is not None:
+            yield _gauge("engine_kv_tokens", "Size of the KV cache.", dispatcher.capacity.kv_tokens)
+        yield _counter(
+            "engine_preemptions", "Preemptions seen in the engine's metrics.", feedback.preemptions
+        )
+        yield _counter("engine_busy", "Requests that the engine would not take (503).", dispatcher.times_busy)
+
+    def _fairness(self) -> Iterator[Metric]:
+        dispatcher = self.reporter.dispatcher
+        bound = dispatcher.scheduler.bound(dispatcher.clock()) if dispatcher.policy.enforce else None
+        if bound is None:
+            return
+        unit = "in weighted tokens over weight"
+        yield _gauge(
+            "fairness_bound",
+            f"Largest possible service gap between two backlogged tenants, {unit}.",
+            bound.limit,
+        )
+        yield _gauge(
+            "fairness_gap", f"Largest service gap seen between two backlogged tenants, {unit}.", bound.gap
+        )
+        yield _gauge(
+            "fairness_outstanding",
+            "U: most undelivered cost of one tenant in flight just after a dispatch, in weighted tokens.",
+            bound.undelivered,
+        )
+        yield _gauge("fairness_bound_met", "0 once a pair of tenants exceeded its bound.", bound.met)
+
+    def _shares(self) -> Iterator[Metric]:
+        dispatcher = self.reporter.dispatcher
+        shares = dispatcher.scheduler.shares(dispatcher.clock())
+        prompt = _by_tenant(
+            CounterMetricFamily, "prompt_tokens", "Prompt tokens delivered, cached ones included."
+        )
+        cached = _by_tenant(
+            CounterMetricFamily, "cached_tokens", "Prompt tokens that came from the prefix cache."
+        )
+        generated = _by_tenant(CounterMetricFamily, "generated_tokens", "Tokens generated.")
+        service = _by_tenant(CounterMetricFamily, "service", "Service delivered, in weighted tokens.")
+        demand = _by_tenant(
+            GaugeMetricFamily, "demand", "Service of the last minute and still asked for, in weighted tokens."
+        )
+        entitled = _by_tenant(
+            GaugeMetricFamily, "entitled_ratio", "Max-min fair share of the last minute's service."
+        )
+        actual = _by_tenant(GaugeMetricFamily, "actual_ratio", "Share of the last minute's service.")
+        counter = _by_tenant(
+            GaugeMetricFamily, "virtual_counter", "The scheduler's counter, in weighted tokens over weight."
+        )
+        for share in shares:
+            label = [share.tenant]
+            prompt.add_metric(label, share.total.prompt)
+            cached.add_metric(label, share.total.cached)
+            generated.add_metric(label, share.total.generated)
+            service.add_metric(label, share.total.cost)
+            demand.add_metric(label, share.demand)
+            entitled.add_metric(label, share.entitled)
+            actual.add_metric(label, share.actual)
+            if share.counter is not None:
+                counter.add_metric(label, share.counter)
+        yield from (prompt, cached, generated, service, demand, entitled, actual, counter)
+
+    def _accounts(self) -> Iterator[Metric]:
+        queued = _by_tenant(GaugeMetricFamily, "queued_requests", "Requests that wait.")
+        running = _by_tenant(GaugeMetricFamily, "running_requests", "Requests in the engine.")
+        ended = _by_tenant(
+            CounterMetricFamily, "requests", "Accepted requests that ended, by outcome.", "outcome"
+        )
+        refused = _by_tenant(CounterMetricFamily, "rejections", "Requests turned away, by reason.", "reason")
+        judged = _by_tenant(
+            CounterMetricFamily, "slo_requests", "Requests judged by their tenant's SLO.", "kept"
+        )
+        wait = _by_tenant(HistogramMetricFamily, "wait_seconds", "Wait in the queue.")
+        first = _by_tenant(
+            HistogramMetricFamily,
+            "time_to_first_token_seconds",
+            "Arrival to first token, of answers that stream.",
+        )
+        for tenant, account in self.reporter.dispatcher.accounting.items():
+            queued.add_metric([tenant], account.queued)
+            running.add_metric([tenant], account.running)
+            for outcome, count in account.outcomes.items():
+                ended.add_metric([tenant, outcome.value], count)
+            for reason, count in account.rejected.items():
+                refused.add_metric([tenant, reason], count)
+            if account.slo_total:
+                judged.add_metric([tenant, "true"], account.slo_kept)
+                judged.add_metric([tenant, "false"], account.slo_total - account.slo_kept)
+            wait.add_metric([tenant], *_histogram(account.wait))
+            first.add_metric([tenant], *_histogram(account.ttft))
+        yield from (queued, running, ended, refused, judged, wait, first)
+
+
+def _gauge(name: str, about: str, value: float) -> GaugeMetricFamily:
+    return GaugeMetricFamily(f"equipoise_{name}", about, value=float(value))
+
+
+def _counter(name: str, about: str, value: float) -> CounterMetricFamily:
+    return CounterMetricFamily(f"equipoise_{name}", about, value=float(value))
+
+
+def _by_tenant(family: type[F], name: str, about: str, *labels: str) -> F:
+    return family(f"equipoise_{name}", about, labels=["tenant", *labels])
+
+
+def _histogram(recorder: Recorder) -> tuple[list[tuple[str, float]], float]:
+    """Return cumulative buckets by their upper limits, and the sum."""
+    return _cumulative(recorder.counts), recorder.seconds
+
+
+def _cumulative(counts: Mapping[int, int]) -> list[tuple[str, float]]:
+    buckets: list[tuple[str, float]] = []
+    for limit in LIMITS:
+        seen = sum(count for index, count in counts.items() if index <= limit)
+        buckets.append((f"{SMALLEST_SECONDS * GROWTH**limit:.4g}", float(seen)))
+    return [*buckets, ("+Inf", float(sum(counts.values())))]
