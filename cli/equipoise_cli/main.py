@@ -15,6 +15,7 @@ import typer
 
 from equipoise_api import cli as api_cli
 from equipoise_cluster import cli as cluster_cli
+from equipoise_operator import cli as operator_cli
 from equipoise_simulator import cli as simulator_cli
 
 app = typer.Typer(
@@ -53,6 +54,10 @@ def crds(
 
 
 app.command()(simulator_cli.engine)
+
+operator = typer.Typer(no_args_is_help=True, help="The operator.")
+app.add_typer(operator, name="operator")
+operator.command()(operator_cli.run)
 
 cluster = typer.Typer(no_args_is_help=True, help="The Kubernetes control plane that tests and demo use.")
 app.add_typer(cluster, name="cluster")
