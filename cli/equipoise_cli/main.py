@@ -16,10 +16,18 @@ import typer
 from equipoise_api import cli as api_cli
 from equipoise_cluster import cli as cluster_cli
 from equipoise_operator import cli as operator_cli
+from equipoise_sidecar import cli as sidecar_cli
 from equipoise_simulator import cli as simulator_cli
+
+def exit_with(status: object, **_: object) -> None:
+    """End the process with what a subcommand returned, where that is a number."""
+    if isinstance(status, int):
+        raise typer.Exit(status)
+
 
 app = typer.Typer(
     no_args_is_help=True,
+    result_callback=exit_with,
     pretty_exceptions_enable=False,
     help="Makes shared vLLM fair on Kubernetes.",
 )
@@ -58,6 +66,11 @@ app.command()(simulator_cli.engine)
 operator = typer.Typer(no_args_is_help=True, help="The operator.")
 app.add_typer(operator, name="operator")
 operator.command()(operator_cli.run)
+
+sidecar = typer.Typer(no_args_is_help=True, help="The scheduling sidecar.")
+app.add_typer(sidecar, name="sidecar")
+sidecar.command()(sidecar_cli.run)
+sidecar.command()(sidecar_cli.drain)
 
 cluster = typer.Typer(no_args_is_help=True, help="The Kubernetes control plane that tests and demo use.")
 app.add_typer(cluster, name="cluster")

@@ -48,3 +48,9 @@ def test_crds_outside_a_checkout_says_so(monkeypatch, tmp_path):
     result = CliRunner().invoke(main.app, ["crds"])
     assert result.exit_code == 1
     assert "no checkout of equipoise" in str(result.exception or result.output)
+
+
+def test_a_subcommands_status_is_the_commands():
+    done = python("from equipoise_cli.main import main; main()", "sidecar", "drain")
+    assert done.returncode == 2
+    assert "EQUIPOISE_STATE_DIR" in done.stderr
