@@ -19,6 +19,7 @@ from equipoise_operator import cli as operator_cli
 from equipoise_sidecar import cli as sidecar_cli
 from equipoise_simulator import cli as simulator_cli
 
+
 def exit_with(status: object, **_: object) -> None:
     """End the process with what a subcommand returned, where that is a number."""
     if isinstance(status, int):
