@@ -22,7 +22,7 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
 STALL_SECONDS = 120.0
-"""A client that takes nothing of its answer for so long is cut off: it holds a place in the engine's batch."""
+"""A client that takes nothing of its answer for so long, at most twice, is cut off: it holds a place in the engine."""
 
 
 class ClientLeftError(Exception):
@@ -44,7 +44,9 @@ class Client:
         "_left",
         "_receive",
         "_send",
-        "_sending_since",
+        "_sending",
+        "_sent",
+        "_sent_before",
         "_stall",
         "_task",
         "_watch",
@@ -59,7 +61,9 @@ class Client:
         self._receive = receive
         self._send = send
         self._left = False
-        self._sending_since: float | None = None
+        self._sending = False
+        self._sent = 0
+        self._sent_before = -1
         self._stall: asyncio.TimerHandle | None = None
         self._task: asyncio.Task[Any] | None = None
         self._watch: asyncio.Task[None] | None = None
@@ -130,15 +134,16 @@ class Client:
 
     async def write(self, data: bytes) -> None:
         """Send a piece of the answer; returns when there is room for the next."""
-        self._sending_since = asyncio.get_running_loop().time()
+        self._sending = True
         await self._send({"type": "http.response.body", "body": data, "more_body": True})
-        self._sending_since = None
+        self._sending = False
+        self._sent += 1
 
     async def finish(self, data: bytes = b"") -> None:
         """Send the answer's last piece."""
-        self._sending_since = asyncio.get_running_loop().time()
+        self._sending = True
         await self._send({"type": "http.response.body", "body": data, "more_body": False})
-        self._sending_since = None
+        self._sending = False
 
     async def refuse(self, kind: EndpointKind, rejection: Rejection, headers: Headers | None = None) -> None:
         """Answer with an error of the sidecar's own."""
@@ -193,9 +198,8 @@ class Client:
             self._task.cancel()
 
     def _check_stall(self) -> None:
-        loop = asyncio.get_running_loop()
-        since = self._sending_since
-        if since is not None and loop.time() - since >= STALL_SECONDS:
+        if self._sending and self._sent == self._sent_before:
             self._cut()
-        else:
-            self._stall = loop.call_later(STALL_SECONDS / 4, self._check_stall)
+            return
+        self._sent_before = self._sent if self._sending else -1
+        self._stall = asyncio.get_running_loop().call_later(STALL_SECONDS, self._check_stall)
