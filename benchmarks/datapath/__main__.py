@@ -9,7 +9,6 @@ what else the machine does falls on all of them; the table has the median of the
 import argparse
 import http.client
 import json
-import os
 import statistics
 import sys
 from contextlib import ExitStack
@@ -20,7 +19,9 @@ from tempfile import TemporaryDirectory
 import uvloop
 from benchmarks.datapath import load
 from benchmarks.datapath.load import Load
-from benchmarks.datapath.proxies import PROXIES, Proxy, running
+from benchmarks.datapath.proxies import PROXIES, Proxy
+from benchmarks.machine import described, machine
+from benchmarks.sidecar import running
 from rich.progress import Progress
 
 from equipoise_cluster.ports import choose
@@ -108,15 +109,14 @@ def median(measured: list[Round], proxy: str, load_name: str, field: str) -> flo
     )
 
 
-def report(measured: list[Round], names: list[str], machine: dict[str, str]) -> str:
+def report(measured: list[Round], names: list[str], rounds: int, facts: dict[str, str]) -> str:
     """Write the tables in Markdown."""
     lines = [
         "# Data path: what a proxy costs a streamed chunk",
         "",
         (
-            f"`{machine['command']}` on {machine['cpus']} x {machine['cpu']}, Python {machine['python']}, "
-            f"load average at the start {machine['load']}. Engine, client and proxy share the cores. Median of "
-            f"{machine['rounds']} rounds, the proxies in turns."
+            f"{described(facts)} Engine, client and proxy share the cores. Median of {rounds} rounds, the proxies "
+            "in turns."
         ),
         "",
     ]
@@ -149,21 +149,6 @@ def report(measured: list[Round], names: list[str], machine: dict[str, str]) -> 
     return "\n".join(lines)
 
 
-def machine_class(rounds: int) -> dict[str, str]:
-    """Say what the figures were taken on."""
-    models = [
-        line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")
-    ]
-    return {
-        "cpu": models[0].partition(":")[2].strip(),
-        "cpus": str(len(models)),
-        "python": sys.version.split()[0],
-        "load": f"{os.getloadavg()[0]:.1f}",
-        "rounds": str(rounds),
-        "command": f"python -m benchmarks.datapath {' '.join(sys.argv[1:])}".strip(),
-    }
-
-
 def main() -> None:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(
@@ -177,13 +162,13 @@ def main() -> None:
     if unknown := set(wanted) - set(PROXIES):
         parser.error(f"--proxies: {', '.join(sorted(unknown))}: not one of {', '.join(PROXIES)}")
     names = [name for name in PROXIES if name == "direct" or name in wanted]
-    machine = machine_class(arguments.rounds)
+    facts = machine("benchmarks.datapath")
     measured = run(names, arguments.rounds)
-    text = report(measured, names, machine)
+    text = report(measured, names, arguments.rounds, facts)
     print(text)
     (arguments.out / "datapath.md").write_text(text)
-    document = {"machine": machine, "loads": {n: asdict(w) for n, w in LOADS.items()}}
-    document["rounds"] = [asdict(r) for r in measured]
+    document = {"machine": facts, "loads": {n: asdict(w) for n, w in LOADS.items()}}
+    document["measured"] = [asdict(r) for r in measured]
     (arguments.out / "datapath.json").write_text(json.dumps(document, indent=1) + "\n")
 
 

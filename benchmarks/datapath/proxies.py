@@ -1,23 +1,16 @@
 """What is measured: nothing in between, nginx, the sidecar, LiteLLM's proxy. Each on loopback, one process or worker."""
 
-import base64
-import hashlib
-import hmac
 import json
-import os
 import secrets
 import shutil
-import sys
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from equipoise_api.policy import Algorithm, Capacity, DefaultTenant
-from equipoise_api.sidecar_config import HmacKey, SidecarConfig, TenantConfig
+from benchmarks.sidecar import Account, configuration, running, start
+
+from equipoise_api.policy import Capacity
 from equipoise_cluster.environments import Workshop, cache_directory
 from equipoise_cluster.ports import choose
 from equipoise_cluster.processes import Process
@@ -89,32 +82,6 @@ def group_cpu_seconds(group: int) -> float:
 
 
 @contextmanager
-def running(
-    command: list[str], log: Path, ready: str, env: Mapping[str, str] | None = None, timeout: float = 120.0
-) -> Iterator[Process]:
-    """Start a server, wait until `ready` (a URL) answers 200, stop it afterwards. Raises ClusterError."""
-    process = Process(command, log, env=None if env is None else {**os.environ, **env}, cwd=HERE.parents[1])
-    try:
-        until = time.monotonic() + timeout
-        while not _answers(ready):
-            process.check()
-            if time.monotonic() > until:
-                raise TimeoutError(f"{ready} did not answer within {timeout} s.\n{process.tail()}")
-            time.sleep(0.2)
-        yield process
-    finally:
-        process.stop()
-
-
-def _answers(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(url, timeout=2) as answer:
-            return bool(answer.status == 200)
-    except (OSError, urllib.error.URLError):
-        return False
-
-
-@contextmanager
 def direct(engine: int, folder: Path) -> Iterator[Proxy]:
     """Nothing in between."""
     del folder
@@ -160,30 +127,10 @@ def litellm(engine: int, folder: Path) -> Iterator[Proxy]:
 @contextmanager
 def sidecar(engine: int, folder: Path) -> Iterator[Proxy]:
     """Our sidecar, scheduling by VTC over a tenant with an API key, with room for every stream at once."""
-    secret = secrets.token_bytes(32)
-    digest = hmac.new(secret, KEY.encode(), hashlib.sha256).hexdigest()
-    configuration = SidecarConfig(
-        mode="Enforce",
-        algorithm=Algorithm(type="VTC"),
-        capacity=Capacity(max_in_flight=256),
-        default_tenant=DefaultTenant(mode="Reject"),
-        hmac_keys=[HmacKey(id="one", secret=base64.b64encode(secret).decode())],
-        tenants=[TenantConfig(id="benchmark/one", key_digests=[digest])],
-    )
-    file = folder / "config.json"
-    file.write_text(configuration.model_dump_json(by_alias=True))
-    data, health = choose(2)
-    env = {
-        "EQUIPOISE_ENGINE": f"http://127.0.0.1:{engine}",
-        "EQUIPOISE_HOST": "127.0.0.1",
-        "EQUIPOISE_DATA_PORT": str(data),
-        "EQUIPOISE_HEALTH_PORT": str(health),
-        "EQUIPOISE_CONFIG_FILE": str(file),
-    }
-    command = [sys.executable, "-m", "equipoise_cli.main", "sidecar", "run"]
-    ready = f"http://127.0.0.1:{health}/readyz"
-    with running(command, folder / "sidecar.log", ready, env) as process:
-        yield Proxy("sidecar", data, process, {"Authorization": f"Bearer {KEY}"})
+    account = Account("benchmark/one")
+    config = configuration([account], capacity=Capacity(max_in_flight=256))
+    with start(f"http://127.0.0.1:{engine}", config, folder) as running_sidecar:
+        yield Proxy("sidecar", running_sidecar.data, running_sidecar.process, account.headers)
 
 
 PROXIES: dict[str, Callable[[int, Path], AbstractContextManager[Proxy]]] = {
