@@ -31,3 +31,14 @@ def test_no_pair_of_backlogged_tenants_ever_exceeds_the_bound(ops, gate, each, p
         assert gap <= limit + 1e-3, f"{f} and {g} are {gap} apart, bound {limit}"
     scheduler.tick(chaos.now + 2)
     assert scheduler.bound(chaos.now).met
+
+
+@settings(max_examples=300, deadline=None)
+@given(operations, gates, weights, predictions, st.booleans())
+def test_lift_lags_by_no_more_than_what_can_be_refunded(ops, gate, each, prediction, charge_predicted):
+    scheduler = vtc(prediction, each, charge_predicted=charge_predicted)
+    Chaos.over(scheduler, gate, dict(zip(TENANTS, each, strict=True)), requeues=False).run(ops)
+    refundable = max(
+        (seat.charged.value / seat.weight for seat in scheduler.watch._seats.values()), default=0
+    )
+    assert max(scheduler.watch._lag) <= refundable + 1e-3

@@ -41,6 +41,8 @@ class Client:
     output: int = 32
     weight: float = 1.0
     active: Callable[[float], bool] = lambda _: True
+    max_tokens: int | None = None
+    """What it allows; None: exactly what it gets."""
     cancel_at: float | None = None
     """Leaves each request when this fraction of its output has come."""
 
@@ -103,7 +105,7 @@ class World:
                     client.name,
                     arrival=self.now,
                     prompt=client.prompt,
-                    max_tokens=client.output,
+                    max_tokens=client.max_tokens or client.output,
                 )
                 cost = PROMPT_COST * client.prompt + OUTPUT_COST * client.output
                 self.series[client.name].demand(self.now, cost)
