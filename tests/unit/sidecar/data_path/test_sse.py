@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from equipoise_sidecar.progress import ChunkReader
 from equipoise_sidecar.sse import Splitter, append_fingerprint, cut_usage, fingerprint_member, read_chunk
 
-RECORDINGS = Path(__file__).parents[2] / "data" / "vllm"
+RECORDINGS = Path(__file__).parents[3] / "data" / "vllm"
 ENTRIES = {entry["name"]: entry for entry in json.loads((RECORDINGS / "recordings.json").read_text())}
 CONTINUOUS = sorted(name for name in ENTRIES if name.endswith(".stream-continuous"))
 FINGERPRINT = json.loads((RECORDINGS / "chat.json.body").read_text())["system_fingerprint"]

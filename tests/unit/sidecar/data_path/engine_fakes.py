@@ -1,0 +1,92 @@
+"""A scripted engine: raw bytes over a socket, for what no well-behaved server does."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+
+Script = Callable[["Connection"], Awaitable[None]]
+
+
+class Connection:
+    """The engine's side of one connection."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, number: int) -> None:
+        self.reader = reader
+        self.writer = writer
+        self.number = number
+        """Counts connections from 1."""
+
+    async def request(self) -> tuple[bytes, bytes] | None:
+        """Read one request's head and body; None when the client has left."""
+        try:
+            head = await self.reader.readuntil(b"\r\n\r\n")
+        except (asyncio.IncompleteReadError, ConnectionError):
+            return None
+        length = 0
+        for line in head.lower().split(b"\r\n"):
+            if line.startswith(b"content-length:"):
+                length = int(line.partition(b":")[2])
+        return head, await self.reader.readexactly(length)
+
+    def send(self, data: bytes) -> None:
+        self.writer.write(data)
+
+    def reset(self) -> None:
+        self.writer.transport.abort()
+
+    async def left(self) -> bytes:
+        """Wait until the client closes; return what it sent before."""
+        try:
+            return await self.reader.read()
+        except ConnectionError:
+            return b""
+
+
+class Engine:
+    """A listening scripted engine."""
+
+    def __init__(self) -> None:
+        self.url = ""
+        self.connections: list[Connection] = []
+        self.requests: list[tuple[bytes, bytes]] = []
+
+
+@contextlib.asynccontextmanager
+async def engine(script: Script, uds: Path | None = None) -> AsyncIterator[Engine]:
+    """Run `script` for each connection."""
+    it = Engine()
+    tasks: set[asyncio.Task[None]] = set()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connection = Connection(reader, writer, len(it.connections) + 1)
+        it.connections.append(connection)
+        tasks.add(asyncio.current_task())
+        try:
+            await script(connection)
+        finally:
+            writer.close()
+
+    if uds is not None:
+        server = await asyncio.start_unix_server(serve, str(uds))
+        it.url = f"unix:{uds}"
+    else:
+        server = await asyncio.start_server(serve, "127.0.0.1", 0)
+        it.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    try:
+        yield it
+    finally:
+        server.close()
+        for connection in it.connections:
+            connection.writer.transport.abort()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def answer(body: bytes, status: bytes = b"200 OK", headers: bytes = b"") -> bytes:
+    return b"HTTP/1.1 %s\r\ncontent-length: %d\r\n%s\r\n%s" % (status, len(body), headers, body)
+
+
+def chunk(data: bytes) -> bytes:
+    return b"%x\r\n%s\r\n" % (len(data), data)
