@@ -11,16 +11,19 @@ import json
 import time
 from dataclasses import dataclass, field
 from itertools import cycle
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from equipoise_demo.exchange import Exchange, chat_request
 from equipoise_demo.outcome import Outcome
 from equipoise_simulator.standin.text import TOKENS_A_MESSAGE, TOKENS_BEFORE_ANSWER, answer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
 
     from equipoise_simulator.traces import Row, Trace
+
+    Endpoint = tuple[str, int]
+    Sender = Callable[[Row, int, Endpoint, Outcome, Callable[[], float]], Awaitable[None]]
 
 MAX_CONNECTIONS = 2_000
 CPU_LIMIT = 0.8
@@ -32,11 +35,13 @@ _TEMPLATE_TOKENS = TOKENS_A_MESSAGE + TOKENS_BEFORE_ANSWER
 class Target:
     """Where a trace is replayed."""
 
-    endpoints: Sequence[tuple[str, int]]
+    endpoints: Sequence[Endpoint]
     """Host and port of each."""
     keys: Mapping[str, str]
     """API key of each of the trace's clients."""
     model: str
+    words_a_token: float = 1.0
+    """Prompt words that make a token of the engine's tokenizer; the stand-in's makes one of each."""
 
 
 @dataclass(slots=True)
@@ -64,16 +69,12 @@ class Replay:
     """Why its figures are not to be trusted; empty when they are."""
 
 
-def prompt_of(row: Row, index: int) -> str:
-    """Return the user's message for a row: as many tokens with the chat template as the trace has, at least 7."""
-    return answer(f"{row.client}/{index}", max(1, row.input_tokens - _TEMPLATE_TOKENS))
-
-
-def body_of(row: Row, index: int, model: str) -> dict[str, object]:
-    """Return the request of a row."""
+def body_of(row: Row, index: int, target: Target) -> dict[str, Any]:
+    """Return the request of a row: a prompt with as many tokens, template included, as the trace has, at least 7."""
+    words = max(1, round((row.input_tokens - _TEMPLATE_TOKENS) * target.words_a_token))
     return {
-        "model": model,
-        "messages": [{"role": "user", "content": prompt_of(row, index)}],
+        "model": target.model,
+        "messages": [{"role": "user", "content": answer(f"{row.client}/{index}", words)}],
         "max_tokens": row.output_tokens,
         "ignore_eos": True,
         "stream": True,
@@ -88,19 +89,20 @@ async def replay(
     speed: float,
     timeout: float,
     follow: Callable[[Following], None] = lambda _: None,
-    skip: frozenset[int] = frozenset(),
+    others: Mapping[int, Sender] | None = None,
 ) -> Replay:
     """Replay a trace and wait for its last answer, each at most `timeout` seconds of the trace.
 
-    `skip` holds indices of rows that somebody else sends. `follow` is called ten times a second.
+    `others` send the rows of these indices in the replayer's stead. `follow` is called ten times a second.
     """
-    rows = [(index, row) for index, row in enumerate(trace.rows) if index not in skip]
     endpoints = cycle(target.endpoints)
     # made beforehand: building and encoding them is no part of what is measured
-    requests = [_request(index, row, target, next(endpoints)) for index, row in rows]
-    replayer = _Replayer(speed, timeout, Following(total=len(rows)), follow)
+    departures = [_departure(index, row, target, next(endpoints)) for index, row in enumerate(trace.rows)]
+    for index, sender in (others or {}).items():
+        departures[index].sender = sender
+    replayer = _Replayer(speed, timeout, Following(total=len(departures)), follow)
     cpu, began = time.process_time(), time.perf_counter()
-    outcomes = await replayer.run([row for _, row in rows], requests)
+    outcomes = await replayer.run(departures)
     share = (time.process_time() - cpu) / (time.perf_counter() - began)
     result = Replay(outcomes, share, replayer.late * speed)
     if share > CPU_LIMIT:
@@ -114,11 +116,20 @@ async def replay(
     return result
 
 
-def _request(
-    index: int, row: Row, target: Target, endpoint: tuple[str, int]
-) -> tuple[tuple[str, int], bytes]:
-    body = json.dumps(body_of(row, index, target.model), separators=(",", ":")).encode()
-    return endpoint, chat_request(*endpoint, target.keys[row.client], body)
+@dataclass(slots=True)
+class _Departure:
+    """One request, ready to leave."""
+
+    index: int
+    row: Row
+    endpoint: Endpoint
+    request: bytes
+    sender: Sender | None = None
+
+
+def _departure(index: int, row: Row, target: Target, endpoint: Endpoint) -> _Departure:
+    body = json.dumps(body_of(row, index, target), separators=(",", ":")).encode()
+    return _Departure(index, row, endpoint, chat_request(*endpoint, target.keys[row.client], body))
 
 
 class _Replayer:
@@ -141,19 +152,20 @@ class _Replayer:
         """Time of the trace."""
         return (self._loop.time() - self._zero) * self.speed
 
-    async def run(self, rows: list[Row], requests: list[tuple[tuple[str, int], bytes]]) -> list[Outcome]:
+    async def run(self, departures: list[_Departure]) -> list[Outcome]:
         self._zero = self._loop.time() + 0.1
         async with asyncio.TaskGroup() as group:
             watch = group.create_task(self._watch())
             outcomes: list[Outcome] = []
             sends: list[asyncio.Task[None]] = []
-            for row, (endpoint, request) in zip(rows, requests, strict=True):
+            for departure in departures:
+                row = departure.row
                 due = self._zero + row.arrival / self.speed
                 await asyncio.sleep(max(0.0, due - self._loop.time()))
                 self.late = max(self.late, self._loop.time() - due)
                 outcome = Outcome(row.client, row.arrival, row.input_tokens, row.output_tokens)
                 outcomes.append(outcome)
-                sends.append(group.create_task(self._send(outcome, endpoint, request)))
+                sends.append(group.create_task(self._send(departure, outcome)))
             await asyncio.gather(*sends)
             watch.cancel()
         self.follow(self.following)
@@ -165,26 +177,32 @@ class _Replayer:
             self.follow(self.following)
             await asyncio.sleep(0.1)
 
-    async def _send(self, outcome: Outcome, endpoint: tuple[str, int], request: bytes) -> None:
+    async def _send(self, departure: _Departure, outcome: Outcome) -> None:
         if self._slots.locked():
             self.held += 1
         async with self._slots:
             self.following.sent += 1
-            exchange = Exchange(request, self.now)
-            try:
-                async with asyncio.timeout(self.timeout / self.speed):
-                    await self._loop.create_connection(lambda: exchange, *endpoint)
-                    await exchange.ended
-            except TimeoutError:
-                exchange.abort(f"no complete answer within {self.timeout:g} s")
-            except OSError as error:
-                exchange.abort(f"no connection: {error}")
-            except asyncio.CancelledError:
-                exchange.abort("stopped")
-                raise
-        self._settle(outcome, exchange)
+            if departure.sender is None:
+                self._settle(outcome, await self._exchange(departure))
+            else:
+                await departure.sender(departure.row, departure.index, departure.endpoint, outcome, self.now)
         self.following.ended += 1
-        self.following.failed += exchange.error is not None
+        self.following.failed += outcome.error is not None
+
+    async def _exchange(self, departure: _Departure) -> Exchange:
+        exchange = Exchange(departure.request, self.now)
+        try:
+            async with asyncio.timeout(self.timeout / self.speed):
+                await self._loop.create_connection(lambda: exchange, *departure.endpoint)
+                await exchange.ended
+        except TimeoutError:
+            exchange.abort(f"no complete answer within {self.timeout:g} s")
+        except OSError as error:
+            exchange.abort(f"no connection: {error}")
+        except asyncio.CancelledError:
+            exchange.abort("stopped")
+            raise
+        return exchange
 
     def _settle(self, outcome: Outcome, exchange: Exchange) -> None:
         outcome.status, outcome.error = exchange.status, exchange.error

@@ -1,0 +1,170 @@
+"""The engines of the demo and the sidecars before them: local processes, a loopback address a pair, as a pod would have.
+
+Every process ends with this one, however it ends.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from equipoise_api.names import ADMIN_PORT, DATA_PORT, HEALTH_PORT
+from equipoise_cluster.ports import is_free
+from equipoise_cluster.processes import Process
+from equipoise_demo.places import MODEL, RELEASE, DemoError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from equipoise_cluster import Progress
+    from equipoise_simulator.profiles import Profile
+
+START_SECONDS = 60.0
+STOP_SECONDS = 5.0
+
+
+class EngineProcess(Protocol):
+    """An engine on a Unix socket."""
+
+    uds: Path | None
+
+    def wait_ready(self) -> None:
+        """Return when it answers; an error with the end of its log otherwise."""
+
+    def stop(self) -> None:
+        """End it."""
+
+
+@dataclass(frozen=True)
+class StandInProcess:
+    """`equipoise engine` as a process of its own."""
+
+    process: Process
+    uds: Path
+
+    @classmethod
+    def launch(cls, uds: Path, log: Path, profile: Profile, speed: float) -> StandInProcess:
+        """Start it and return at once."""
+        command = Path(sys.executable).with_name("equipoise")
+        if not command.exists():
+            raise DemoError(
+                f"{command} is missing: install the project into the environment of {sys.executable}"
+            )
+        sizes = [f"--kv-tokens={profile.kv_tokens}", f"--max-model-len={profile.max_model_len}"]
+        pace = [f"--profile={profile.name}", f"--speed={speed}"]
+        serving = [f"--model={MODEL}", f"--uds={uds}", "--priority-scheduling"]
+        return cls(Process([command, "engine", *pace, *sizes, *serving], log, env=environment()), uds)
+
+    def wait_ready(self) -> None:
+        """Return when the socket is there."""
+        until("the engine listens", self.uds.exists, [self.process])
+
+    def stop(self) -> None:
+        """End it."""
+        self.process.stop(STOP_SECONDS)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One engine and the sidecar before it, at a pod's address."""
+
+    name: str
+    uid: str
+    address: str
+    sidecar: Process
+
+    @property
+    def endpoint(self) -> tuple[str, int]:
+        """Where clients connect."""
+        return self.address, DATA_PORT
+
+    def ready(self) -> bool:
+        """Whether the sidecar has a configuration and an engine."""
+        return answers(f"http://{self.address}:{HEALTH_PORT}/readyz")
+
+
+def start_sidecar(
+    *,
+    name: str,
+    uid: str,
+    address: str,
+    namespace: str,
+    engine: Path,
+    state: Path,
+    issuer_url: str,
+    ca_file: Path,
+    token_file: Path,
+) -> Pair:
+    """Start a sidecar as its container would be started: by its environment."""
+    settings = {
+        "EQUIPOISE_ENGINE": f"unix:{engine}",
+        "EQUIPOISE_HOST": address,
+        "EQUIPOISE_STATE_DIR": str(state),
+        "EQUIPOISE_DRAIN_SECONDS": "1",
+        "EQUIPOISE_INSTALL": RELEASE,
+        "EQUIPOISE_ISSUER_URL": issuer_url,
+        "EQUIPOISE_CA_FILE": str(ca_file),
+        "EQUIPOISE_TOKEN_FILE": str(token_file),
+        "POD_NAME": name,
+        "POD_NAMESPACE": namespace,
+        "POD_UID": uid,
+    }
+    command = [sys.executable, "-m", "equipoise_sidecar"]
+    return Pair(name, uid, address, Process(command, state / "sidecar.log", env=environment(settings)))
+
+
+def addresses(count: int) -> list[str]:
+    """Return loopback addresses on which all ports of a sidecar are free, 127.0.B.1 to 127.0.B.count for the first B that has."""
+    for block in range(1, 255):
+        block_addresses = [f"127.0.{block}.{number}" for number in range(1, count + 1)]
+        ports = (DATA_PORT, ADMIN_PORT, HEALTH_PORT)
+        if all(is_free(port, address) for address in block_addresses for port in ports):
+            return block_addresses
+    raise DemoError(f"no loopback addresses have the ports {DATA_PORT}, {ADMIN_PORT} and {HEALTH_PORT} free")
+
+
+def environment(extra: dict[str, str] | None = None) -> dict[str, str]:
+    """Return this process's environment without what would lead a part to another cluster or configuration."""
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("EQUIPOISE_", "KUBE", "POD_")) and "PROXY" not in name.upper()
+    }
+    return {**kept, **(extra or {})}
+
+
+def answers(url: str) -> bool:
+    """Say whether a plain URL on loopback answers 200."""
+    try:
+        with urllib.request.urlopen(url, timeout=2.0) as reply:
+            return bool(reply.status == 200)
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+def until(
+    what: str,
+    holds: Callable[[], bool],
+    processes: list[Process],
+    *,
+    seconds: float = START_SECONDS,
+    progress: Progress | None = None,
+) -> None:
+    """Wait until something holds, while the processes run. ClusterError with a log's end, or DemoError after `seconds`."""
+    began = time.monotonic()
+    while not holds():
+        for process in processes:
+            process.check()
+        waited = time.monotonic() - began
+        if waited > seconds:
+            logs = "\n".join(f"-- {process.log.name}\n{process.tail()}" for process in processes)
+            raise DemoError(f"not after {seconds:g} s: {what}\n{logs}")
+        if progress is not None and waited > 1:
+            progress.update(f"Waiting until {what}, {waited:.0f} s")
+        time.sleep(0.05)
