@@ -1,0 +1,256 @@
+"""The capacity gate, by its formulas."""
+
+import pytest
+from scheduling_harness import make_request
+
+from equipoise_scheduling.gate import Gate, GateSettings, Held, future_peak, held_tokens
+from equipoise_scheduling.request import Reason
+
+
+def gate(pool=1000, block=1, **settings):
+    made = Gate(GateSettings(**({"utilisation_percent": 100.0, "headroom_percent": 0.0} | settings)))
+    made.set_pool(pool, block)
+    return made
+
+
+def request(name, prompt, *, predicted=None, max_tokens=100, **fields):
+    return make_request(name, prompt=prompt, max_tokens=max_tokens, predicted_tokens=predicted, **fields)
+
+
+@pytest.mark.parametrize(
+    ("shape", "want"),
+    [
+        ((10, 1, 1, 0, 16), 16),
+        ((16, 1, 1, 0, 16), 16),
+        ((16, 1, 1, 1, 16), 32),
+        ((40, 1, 1, 9, 16), 64),
+        ((40, 1, 4, 0, 16), 32 + 4 * 16),
+        ((40, 1, 4, 9, 16), 32 + 4 * 32),
+        ((80, 2, 2, 0, 16), 2 * 48),
+        ((7, 1, 1, 5, 1), 12),
+    ],
+)
+def test_whole_blocks_are_held_and_a_prompts_full_ones_shared_by_its_sequences(shape, want):
+    prompt, prompts, sequences, generated, block = shape
+    assert held_tokens(prompt, prompts, sequences, generated, block) == want
+
+
+def test_future_peak_is_the_fullest_moment_just_before_somebody_ends():
+    made = gate()
+    made.start(request("long", 100, predicted=50))
+    made.start(request("short", 300, predicted=10))
+    # When "short" ends: 100 + 10 + 300 + 10; when "long" ends: 100 + 50.
+    assert made.peak == 420
+    made.start(request("longer", 10, predicted=90))
+    assert made.peak == max(300 + 10 + 100 + 10 + 10 + 10, 10 + 50 + 100 + 50, 10 + 90)
+
+
+def test_sequences_of_a_request_grow_together():
+    made = gate()
+    made.start(request("r", 100, predicted=20, sequences=3))
+    assert made.peak == 100 + 3 * 20
+    assert made.outstanding == 60
+    assert made.sequences == 3
+
+
+def test_peak_admits_what_reserve_would_not():
+    peak, reserve = gate(), gate(kind="reserve")
+    for made in (peak, reserve):
+        made.start(request("first", 100, predicted=100, max_tokens=800))
+    candidate = request("second", 100, predicted=100, max_tokens=800)
+    assert peak.fits(candidate, 0.0)
+    assert not reserve.fits(candidate, 0.0)
+    assert reserve.fits(request("third", 50, max_tokens=50), 0.0)
+
+
+def test_candidate_is_counted_among_those_in_flight_at_its_place():
+    made = gate(pool=1000)
+    made.start(request("a", 400, predicted=100, max_tokens=600))
+    # The candidate outlives "a": peak when "a" ends = 400 + 100 + 300 + 100 = 900, alone at its end 300 + 390.
+    assert made.fits(request("b", 300, predicted=390, max_tokens=600), 0.0)
+    # It ends first: 400 + 20 + 560 + 20 = 1000 fits, one token more does not.
+    assert made.fits(request("b", 560, predicted=20), 0.0)
+    assert not made.fits(request("b", 561, predicted=20), 0.0)
+
+
+def test_outputs_to_come_sum_to_at_most_the_pool():
+    made = gate(pool=1000)
+    made.start(request("a", 1, predicted=900, max_tokens=900))
+    assert not made.fits(request("b", 1, predicted=101, max_tokens=200), 0.0)
+    made.progress(made._held["a"].request, 1, 850)
+    assert made.fits(request("b", 1, predicted=101, max_tokens=200), 0.0)
+
+
+@pytest.mark.parametrize(
+    ("predicted", "max_tokens", "generated", "want"),
+    [
+        (50, 100, 0, 50),
+        (50, 100, 49, 1),
+        (50, 100, 50, 16),
+        (50, 500, 200, 60),
+        (50, 100, 95, 5),
+        (50, 100, 100, 0),
+        (None, 100, 30, 70),
+    ],
+)
+def test_output_to_come_is_the_prediction_and_past_it_three_tenths_of_what_was_made(
+    predicted, max_tokens, generated, want
+):
+    held = Held(request("r", 10, predicted=predicted, max_tokens=max_tokens), 1, None)
+    held.generated = generated
+    held.update(1, None)
+    assert held.remaining == want
+
+
+def test_exact_prompt_replaces_the_upper_estimate():
+    made = gate()
+    sent = request("r", 100, prompt_upper=180, predicted=10)
+    made.start(sent)
+    assert made.used == 180
+    made.progress(sent, 120, 1)
+    assert made.used == 121
+
+
+def test_with_nothing_in_flight_anything_is_admitted():
+    assert gate(pool=10).fits(request("huge", 10_000), 0.0)
+
+
+def test_slots_are_sequences():
+    made = gate()
+    made.max_in_flight = 4
+    made.start(request("a", 1, predicted=1, sequences=3))
+    assert made.fits(request("b", 1, predicted=1), 0.0)
+    assert not made.fits(request("b", 1, predicted=1, sequences=2), 0.0)
+
+
+def test_unknown_pool_leaves_slots_alone_to_decide():
+    made = Gate()
+    made.max_in_flight = 2
+    made.start(request("a", 10_000))
+    assert made.fits(request("b", 10_000), 0.0)
+    assert made.refuse(request("b", 10_000)) is None
+    made.start(request("b", 10_000))
+    assert not made.fits(request("c", 1), 0.0)
+
+
+def test_what_can_never_fit_is_refused_on_arrival_with_what_to_do():
+    made = gate(pool=1000, context_tokens=400)
+    refusal = made.refuse(request("r", 900, max_tokens=5000))
+    assert refusal.reason is Reason.NEVER_FITS
+    assert refusal.retry_after_seconds is None
+    assert "prompt (900) and output (400) tokens exceed the engine's KV cache of 1000" in refusal.message
+    assert made.refuse(request("r", 600, max_tokens=5000)) is None
+    assert made.refuse(request("batch", 3000, prompts=5, max_tokens=300)) is None
+
+
+def test_headroom_is_kept_for_requests_whose_deadline_is_near():
+    made = gate(pool=1000, headroom_percent=5.0)
+    made.start(request("a", 800, predicted=1))
+    far = request("far", 170, predicted=1, deadline=100.0)
+    assert not made.fits(far, 0.0)
+    assert made.fits(far, 95.0)
+    assert made.fits(request("none", 170, predicted=1), 0.0)
+    assert made.fits(request("small", 140, predicted=1, deadline=100.0), 0.0)
+
+
+def test_preemption_lowers_the_limit_at_most_once_in_ten_seconds_and_quiet_minutes_give_it_back():
+    made = gate(utilisation_percent=95.0)
+    for second in (0.0, 4.0, 9.9):
+        made.preempted(second)
+    assert made.percent == 93
+    made.preempted(10.0)
+    assert made.percent == 91
+    made.tick(69.0)
+    assert made.percent == 91
+    made.tick(70.0)
+    made.tick(71.0)
+    assert made.percent == 92
+    made.preempted(125.0)
+    made.tick(130.0)
+    assert made.percent == 90
+    for minute in range(1, 20):
+        made.tick(125.0 + 60 * minute)
+    assert made.percent == 95
+
+
+def test_limit_never_falls_below_seventy_percent():
+    made = gate(utilisation_percent=95.0)
+    for at in range(40):
+        made.preempted(at * 10.0)
+    assert made.percent == 70
+
+
+def test_limit_acts():
+    made = gate(pool=1000, utilisation_percent=95.0)
+    made.start(request("a", 900, predicted=1))
+    candidate = request("b", 40, predicted=1)
+    assert made.fits(candidate, 0.0)
+    made.preempted(0.0)
+    assert not made.fits(candidate, 0.0)
+
+
+def test_lasting_use_by_others_takes_room_and_one_late_scrape_does_not():
+    made = gate(pool=1000)
+    made.start(request("a", 100, predicted=1))
+    candidate = request("b", 500, predicted=1)
+    for used in (900, 100, 900, 900):
+        made.observe(used)
+    assert made.surplus == 0
+    assert made.fits(candidate, 0.0)
+    made.observe(700)
+    assert made.surplus == 600
+    assert not made.fits(candidate, 0.0)
+    made.observe(None)
+    assert made.fits(candidate, 0.0)
+
+
+def test_end_frees_what_was_held_once_and_start_counts_once():
+    made = gate()
+    sent = request("a", 100, predicted=1)
+    made.start(sent)
+    with pytest.raises(ValueError, match="in flight already"):
+        made.start(sent)
+    made.finish(sent)
+    made.finish(sent)
+    assert (made.used, made.sequences, made.peak) == (0, 0, 0)
+
+
+def test_saturation_is_the_fuller_of_slots_and_planned_cache():
+    made = gate(pool=1000)
+    assert made.saturation() == 0
+    made.max_in_flight = 10
+    made.start(request("a", 99, predicted=1))
+    assert made.saturation() == pytest.approx(0.1)
+    made.start(request("b", 498, predicted=1))
+    assert made.saturation() == pytest.approx(0.6 - 0.001)
+
+
+def test_reconfiguration_and_a_new_pool_apply_to_what_is_in_flight():
+    made = gate(pool=1000, block=1)
+    made.start(request("a", 10, predicted=1))
+    made.set_pool(2000, 16)
+    assert made.used == 16
+    made.preempted(0.0)
+    made.reconfigure(GateSettings(kind="reserve", utilisation_percent=100.0))
+    assert made.percent == 98
+    made.reconfigure(GateSettings(kind="reserve", utilisation_percent=80.0))
+    assert made.percent == 80
+
+
+@pytest.mark.parametrize(
+    ("settings", "complaint"),
+    [
+        ({"utilisation_percent": 0}, "utilisation_percent=0 must be within"),
+        ({"utilisation_percent": 101}, "utilisation_percent=101 must be within"),
+        ({"headroom_percent": 96}, "headroom_percent=96 must be at least 0 and below"),
+    ],
+)
+def test_settings_out_of_range_are_refused_by_name(settings, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        GateSettings(**settings)
+    with pytest.raises(ValueError, match="kv_tokens=0"):
+        Gate().set_pool(0)
+
+
+def test_future_peak_of_nothing_is_nothing():
+    assert future_peak([], 0, 0) == (0, 0, 0)
