@@ -15,6 +15,7 @@ import typer
 
 from equipoise_api import cli as api_cli
 from equipoise_cluster import cli as cluster_cli
+from equipoise_demo import cli as demo_cli
 from equipoise_operator import cli as operator_cli
 from equipoise_sidecar import cli as sidecar_cli
 from equipoise_simulator import cli as simulator_cli
@@ -63,6 +64,7 @@ def crds(
 
 
 app.command()(simulator_cli.engine)
+app.command()(demo_cli.demo)
 
 operator = typer.Typer(no_args_is_help=True, help="The operator.")
 app.add_typer(operator, name="operator")
