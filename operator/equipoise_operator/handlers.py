@@ -58,7 +58,7 @@ def settings(channels: Channels) -> kopf.OperatorSettings:
     made.networking.connect_timeout = 2.0
     made.networking.request_timeout = 30.0
     made.watching.connect_timeout = 2.0
-    made.watching.server_timeout = 300.0
+    made.watching.server_timeout = 300
     made.watching.inactivity_timeout = 70.0
     made.watching.chunk_size = 500
     for channel in channels.all():

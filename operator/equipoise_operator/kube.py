@@ -125,7 +125,7 @@ class Kube:
         async with _deadline(deadline, where):
             while True:
                 page = await self.call("GET", where, accept=NAMES_ONLY, deadline=deadline, params=params)
-                for item in page["items"]:
+                for item in page["items"] or ():
                     metadata = item["metadata"]
                     uids[metadata.get("namespace", ""), metadata["name"]] = metadata["uid"]
                 following = page["metadata"].get("continue")

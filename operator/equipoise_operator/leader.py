@@ -104,7 +104,7 @@ class Leader:
                 acquired = await self._try_acquire()
             except ApiError as error:
                 if not failing:
-                    log.warning("lease-unreadable", error=str(error))
+                    log.warning("lease-unavailable", error=str(error))
                 failing = True
             else:
                 if failing and self.on_recovered is not None:
