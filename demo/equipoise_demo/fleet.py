@@ -32,7 +32,9 @@ STOP_SECONDS = 5.0
 class EngineProcess(Protocol):
     """An engine on a Unix socket."""
 
-    uds: Path | None
+    @property
+    def uds(self) -> Path | None:
+        """Its socket."""
 
     def wait_ready(self) -> None:
         """Return when it answers; an error with the end of its log otherwise."""
