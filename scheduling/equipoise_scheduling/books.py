@@ -7,7 +7,7 @@ which request goes next, and what that does to anybody's counter, is the schedul
 from collections import Counter
 from collections.abc import Callable, Mapping
 
-from equipoise_scheduling.contract import SchedulerSettings, Service, TenantSettings, TenantShare
+from equipoise_scheduling.contract import SchedulerSettings, TenantSettings, TenantShare
 from equipoise_scheduling.counters import Charge
 from equipoise_scheduling.measures import max_min
 from equipoise_scheduling.prediction import Predictor
@@ -116,7 +116,9 @@ class Flight:
         """Recompute the three costs from the counts. O(1)."""
         cost, prompt, cached, generated = self.cost, self.prompt, self.cached, self.generated
         self.charged = cost(prompt, cached, max(self.charged_output, generated))
-        self.expected = max(self.charged, cost(prompt, cached, max(self.predicted_output, generated)))
+        self.expected = self.charged
+        if self.predicted_output > self.charged_output:
+            self.expected = cost(prompt, cached, max(self.predicted_output, generated))
         self.delivered = cost(self.prefilled, min(cached, self.prefilled), generated)
 
 
@@ -133,10 +135,12 @@ class Books:
         self.flights: dict[str, Flight] = {}
         self.outcomes: Counter[Outcome] = Counter()
         """How accepted requests ended."""
+        self.tokens = 0
+        """Prompt and generated tokens delivered since the start."""
         self.strangers: set[str] = set()
         """Open tenants that no configuration names."""
         self._configured = dict(tenants)
-        self._all = ServiceWindow(settings.window_seconds)
+        self._all = ServiceWindow(settings.window_seconds)  # of dispatches alone
         self._next_number = 0
 
     def open(self, name: str) -> Tenant:
@@ -294,7 +298,7 @@ class Books:
             flight.delivered - served[3],
         )
         flight.tenant.service.deliver(now, *news)
-        self._all.deliver(now, *news)
+        self.tokens += news[0] + news[2]
 
     def close(self, flight: Flight, usage: Usage, outcome: Outcome, now: float) -> None:
         """End a request in flight at what it used."""
@@ -352,8 +356,3 @@ class Books:
             )
             for tenant, window, demand, fair in zip(tenants, windows, demands, entitled, strict=True)
         ]
-
-    @property
-    def total(self) -> Service:
-        """All service delivered since the start."""
-        return self._all.total

@@ -2,8 +2,8 @@
 
 The one writer of scheduler, gate and accounts; everything runs on the event loop's thread and nothing here awaits. A
 request is dispatched in the very call that makes it possible: an arrival, an end, a new configuration, a tick. Two things
-hold all dispatch back: an engine that cannot be reached, until it answers again, and one that said it was busy, until
-one of our requests ends or 100 ms have passed.
+hold all dispatch back: an engine that has not answered yet or cannot be reached, until it answers, and one that said it
+was busy, until one of our requests ends or 100 ms have passed.
 
 Passing through is the same machinery with FCFS, no limits and a gate that is always open.
 """
@@ -65,6 +65,8 @@ class Dispatcher:
         self.draining = False
         self.engine_reachable: bool | None = None
         """None before the first try."""
+        self.delivered_tokens = 0
+        """Prompt and output tokens since the start."""
         self.times_busy = 0
         """Requests that the engine would not take."""
         self.engine_lost = asyncio.Event()
@@ -160,7 +162,7 @@ class Dispatcher:
 
     def _pump(self, now: float) -> None:
         """Dispatch whatever may go. Costs O(log n) a dispatch and one look at the gate."""
-        if self._busy is not None or (self.engine_reachable is False and self.policy.enforce):
+        if self._busy is not None or (self.policy.enforce and not self.engine_reachable):
             return
         scheduler, fits = self.scheduler, self.capacity.fits
         while (request := scheduler.next(now, lambda candidate: fits(candidate, now))) is not None:
@@ -246,8 +248,14 @@ class Dispatcher:
 
     def _deliver(self, ticket: Ticket, now: float) -> None:
         request = ticket.request
+        self._count(ticket)
         self.scheduler.progress(request, ticket.prompt, ticket.generated, now)
         self.capacity.gate.progress(request, ticket.prompt, ticket.generated)
+
+    def _count(self, ticket: Ticket) -> None:
+        tokens = ticket.prompt + ticket.generated
+        self.delivered_tokens += tokens - ticket.counted
+        ticket.counted = tokens
 
     def _by_the_clock(self, ticket: Ticket, now: float) -> None:
         """Estimate the progress of an answer that does not show any: age times the measured pace, capped."""
@@ -289,7 +297,8 @@ class Dispatcher:
         else:
             usage = self._usage(ticket, outcome, now) if usage is None else usage
             self._land(ticket, now, usage.generated if usage.exact and outcome is Outcome.FINISHED else None)
-            ticket.generated = usage.generated
+            ticket.prompt, ticket.generated = usage.prompt, usage.generated
+            self._count(ticket)
             self.scheduler.settle(request, usage, outcome, now)
             if usage.exact and usage.prompt:
                 self.sizing.learn(request.tenant, ticket.facts, usage.prompt)
@@ -405,10 +414,7 @@ class Dispatcher:
     def observe(self, signals: EngineSignals | None) -> None:
         """Take in the engine's metrics; None where they are stale."""
         now = self.clock()
-        delivered = self.scheduler.books.total
-        self.capacity.observe(
-            signals, queued=self.scheduler.queued, tokens=delivered.prompt + delivered.generated, now=now
-        )
+        self.capacity.observe(signals, queued=self.scheduler.queued, tokens=self.delivered_tokens, now=now)
         self.pace.read_counter(signals.generated_tokens if signals is not None else None, now)
         self._pump(now)
 
