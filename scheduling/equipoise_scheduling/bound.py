@@ -34,8 +34,9 @@ this one is measured, and holds under any gate.
 **Exactness.** U, A, P, R are exact up to estimates: output beyond its prediction, a prompt longer than estimated and
 an estimate taken back raise the past dispatches at which they were in flight. They cover the last one to two
 generations (`GENERATION` ticks each) and the requests still in flight. The gap is measured between ticks, over the
-intervals from about eight past ticks (1 to `MAX_AGE` ticks old) to this one, for all pairs at once: it can miss a gap that opens and
-closes between ticks and never invents one.
+intervals from about eight past ticks (1 to `MAX_AGE` ticks old) to this one, for all pairs at once (above 1,000
+backlogged tenants from some of them in turn): it can miss a gap that opens and closes between ticks and never invents
+one.
 """
 
 from collections.abc import Iterable
@@ -46,8 +47,10 @@ from equipoise_scheduling.contract import Bound
 
 GENERATION = 300
 MAX_AGE = 256
-TENANTS_A_SECOND = 2_000
-"""Backlogged tenants that one look may cost a second: with more the watch looks less often."""
+SEATS_A_LOOK = 8_000
+"""Comparisons with landmarks that one look may cost; with more to do it takes the landmarks in turn."""
+SEATS_A_SECOND = 2_000
+"""Backlogged tenants looked at in a second: with more the watch looks less often."""
 
 
 class RisingMaximum:
@@ -144,6 +147,8 @@ class BoundWatch:
         self._lag = [0.0] * 2
         """R of this generation and the last."""
         self._closest: list[Gap | None] = [None, None]
+        self._most_undelivered = self._most_arriving = self._most_charged = 0.0
+        """U, A and P."""
 
     # -- events
 
@@ -177,6 +182,7 @@ class BoundWatch:
         seat.total.add(flight.instant, seat.undelivered)
         seat.charged.add(flight.instant, seat.pending)
         seat.arriving.add(flight.instant, seat.undelivered - before)
+        self._widen(seat)
 
     def recounted(self, flight: Flight) -> None:
         """Note that a flight's counts changed: something was delivered, or an estimate was corrected."""
@@ -188,9 +194,11 @@ class BoundWatch:
         if delivered < 0:
             # Service that was only estimated is taken back: it had been in flight, charged, all the time.
             seat.charged.raise_since(flight.instant, -delivered)
+            self._widen(seat)
         elif unforeseen > 0:
             seat.total.raise_since(flight.instant, unforeseen)
             seat.arriving.raise_since(flight.instant, unforeseen)
+            self._widen(seat)
         seat.service += delivered / flight.weight
         seat.undelivered += undelivered - flight.undelivered
         seat.pending += pending - flight.pending
@@ -209,6 +217,13 @@ class BoundWatch:
         seat.service += cost / weight
         seat.total.raise_since(seat.dispatches, cost)
         seat.arriving.raise_since(seat.dispatches, cost)
+        self._widen(seat)
+
+    def _widen(self, seat: Seat) -> None:
+        """Keep the maxima over tenants, which only rise within a generation."""
+        self._most_undelivered = max(self._most_undelivered, seat.total.value)
+        self._most_arriving = max(self._most_arriving, seat.arriving.value)
+        self._most_charged = max(self._most_charged, seat.charged.value)
 
     def _seat(self, name: str, weight: float) -> Seat:
         seat = self._seats.get(name)
@@ -223,12 +238,12 @@ class BoundWatch:
     # -- looking
 
     def tick(self, now: float, flights: Iterable[Flight]) -> None:
-        """Compare gaps and bound. O(backlogged tenants * landmarks), spaced so that a second costs a fixed amount."""
+        """Compare gaps and bound. O(backlogged tenants), in looks spaced so that a second costs a fixed amount."""
         if now < self._next_look:
             return
         self._ticks += 1
         backlogged = {name: seat for name, seat in self._seats.items() if seat.since is not None}
-        self._next_look = now + max(1.0, len(backlogged) / TENANTS_A_SECOND)
+        self._next_look = now + max(1.0, len(backlogged) / SEATS_A_SECOND)
         if self._ticks % GENERATION == 0:
             self._age(flights)
         if len(backlogged) > 1:
@@ -239,17 +254,20 @@ class BoundWatch:
         self._landmarks = [mark for mark in self._landmarks if self._ticks - mark.tick <= _worth(mark.tick)]
 
     def _look(self, backlogged: dict[str, Seat]) -> None:
-        reach = self._reach()
-        lag = max(self._lag)
-        margins = {name: reach / seat.weight for name, seat in backlogged.items()}
-        for mark in self._landmarks:
+        reach, lag = self.reach, max(self._lag)
+        marks = self._landmarks
+        at_once = max(1, SEATS_A_LOOK // len(backlogged))
+        if len(marks) > at_once:
+            first = self._ticks * at_once % len(marks)
+            marks = (marks + marks)[first : first + at_once]
+        for mark in marks:
             ahead = behind = ""
             highest, lowest = float("-inf"), float("inf")
             for name, then in mark.service.items():
                 seat = backlogged.get(name)
                 if seat is None or seat.since is None or seat.since >= mark.tick:
                     continue
-                gained, margin = seat.service - then, margins[name]
+                gained, margin = seat.service - then, reach / seat.weight
                 if gained - margin > highest:
                     highest, ahead = gained - margin, name
                 if gained + margin < lowest:
@@ -259,7 +277,7 @@ class BoundWatch:
             excess = highest - lowest - lag
             closest = self._closest[0]
             if closest is None or excess > closest.excess:
-                limit = margins[ahead] + margins[behind] + lag
+                limit = reach / backlogged[ahead].weight + reach / backlogged[behind].weight + lag
                 self._closest[0] = Gap(excess, excess + limit, limit)
 
     def _age(self, flights: Iterable[Flight]) -> None:
@@ -277,26 +295,27 @@ class BoundWatch:
                 seat.dispatches = 0
             for maximum in (seat.total, seat.charged, seat.arriving):
                 maximum.age(first)
+        self._most_undelivered = self._most_arriving = self._most_charged = 0.0
+        for seat in self._seats.values():
+            self._widen(seat)
         self._reached = [float("-inf"), self._reached[0]]
         self._lag = [0.0, self._lag[0]]
         self._closest = [None, self._closest[0]]
 
     # -- figures
 
-    def _reach(self) -> float:
-        """Return A + P."""
-        seats = self._seats.values()
-        return max((seat.arriving.value for seat in seats), default=0.0) + max(
-            (seat.charged.value for seat in seats), default=0.0
-        )
+    @property
+    def reach(self) -> float:
+        """A + P."""
+        return self._most_arriving + self._most_charged
 
     def bound(self) -> Bound:
-        """Return the bound and the pair that came closest to it in this generation and the last. O(tenants)."""
+        """Return the bound and the pair that came closest to it in this generation and the last. O(1) once two were."""
         seen = [gap for gap in self._closest if gap is not None]
-        undelivered = max((seat.total.value for seat in self._seats.values()), default=0.0)
+        undelivered = self._most_undelivered
         if not seen:
             least = sorted(seat.weight for seat in self._seats.values())[:2]
-            limit = self._reach() * sum(1 / weight for weight in least) + max(self._lag)
+            limit = self.reach * sum(1 / weight for weight in least) + max(self._lag)
             return Bound(undelivered=undelivered, limit=limit, gap=0.0, met=True)
         closest = max(seen, key=lambda gap: gap.excess)
         met = closest.excess <= 1e-6 * closest.limit + 0.01

@@ -132,7 +132,6 @@ def test_service_adds_up_to_what_was_reported(algorithm, ops, gate):
     rows = {row.tenant: row for row in chaos.scheduler.shares(chaos.now)}
     for name, cost in chaos.received.items():
         assert (rows[name].total.cost if name in rows else 0) == pytest.approx(cost)
-    assert chaos.scheduler.books.total.cost == pytest.approx(sum(chaos.received.values()))
 
 
 @settings(max_examples=200, deadline=None)

@@ -143,7 +143,7 @@ def test_weights_enter_the_bound_of_the_closest_pair():
     )
     world.run(60)
     bound = world.scheduler.bound(world.now)
-    reach = world.scheduler.watch._reach()
+    reach = world.scheduler.watch.reach
     assert bound.met
     assert bound.limit <= reach / 1 + reach / 4 + max(world.scheduler.watch._lag)
 
