@@ -29,7 +29,7 @@ from equipoise_api.names import CERTIFICATES_PATH
 RENEW_AFTER_SHARE = 2 / 3
 _FIRST_RETRY_SECONDS = 1.0
 _LONGEST_RETRY_SECONDS = 60.0
-_LOOK_SECONDS = 10.0
+_LOOK_SECONDS = 5.0
 _TIMEOUT = aiohttp.ClientTimeout(total=10)
 
 log = structlog.get_logger(__name__)

@@ -122,8 +122,8 @@ def _why_head_waits(dispatcher: Dispatcher, ticket: Ticket, now: float) -> str:
         return "goes next"
     most = gate.max_in_flight
     if most is not None and gate.sequences + ticket.request.sequences > most:
-        return f"next, when one of {most} places is free ({gate.sequences} taken)"
-    return f"next, when its KV cache fits ({gate.percent:.0f} % of {dispatcher.capacity.kv_tokens} tokens may be planned)"
+        return f"next: when one of {most} places is free ({gate.sequences} taken)"
+    return f"next: when its KV cache fits ({gate.percent:.0f} % of {dispatcher.capacity.kv_tokens} tokens may be planned)"
 
 
 def _what_it_does(ticket: Ticket, now: float) -> str:

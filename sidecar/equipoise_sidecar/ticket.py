@@ -51,8 +51,7 @@ class Ticket:
         "_owner",
         "_verdict",
         "_waiter",
-        "counted_generated",
-        "counted_prompt",
+        "counted",
         "dispatched_at",
         "exact",
         "expiry",
@@ -88,8 +87,8 @@ class Ticket:
         """Whether these come from the engine's own usage."""
         self.streams = facts.stream
         """Whether progress shows while the answer comes; if not, the clock stands in."""
-        self.counted_prompt = 0
-        self.counted_generated = 0
+        self.counted = 0
+        """Tokens of it that the dispatcher has counted as delivered."""
         self.expiry: asyncio.TimerHandle | None = None
 
     @property

@@ -1,0 +1,414 @@
+"""The real process with real certificates: what the operator may do to it, and what nobody else may."""
+
+import asyncio
+import datetime as dt
+import json
+import signal
+import ssl
+import sys
+
+import aiohttp
+import pytest
+
+from equipoise_api.names import CONFIG_PATH, STATE_PATH, pod_identity
+from equipoise_api.sidecar_config import MAX_CONFIG_BYTES, ConfigPatch, SidecarConfig
+
+INSTALL, POD_UID = "test-install", "11111111-2222-3333-4444-555555555555"
+BLUE = {"id": "team/blue", "headerValues": ["blue"]}
+RED = {"id": "team/red", "headerValues": ["red"], "weight": 3}
+
+
+def make_config(*tenants, **settings) -> SidecarConfig:
+    return SidecarConfig.model_validate(
+        {
+            "mode": "Enforce",
+            "policy": {"namespace": "models", "name": "fair", "uid": "policy-uid", "generation": 1},
+            "trustedHeader": {"name": "X-Tenant", "peers": ["127.0.0.0/8"]},
+            "tenants": sorted(tenants or (BLUE, RED), key=lambda tenant: tenant["id"]),
+            **settings,
+        }
+    )
+
+
+async def ready(sidecar):
+    return (await sidecar.health("/readyz"))[0] == 200
+
+
+class TestConfiguration:
+    async def test_a_push_makes_it_ready_and_serve(self, sidecar):
+        status, said = await sidecar.health("/readyz")
+        assert (status, said) == (503, "no configuration yet\n")
+        status, _, _ = await sidecar.chat("blue")
+        assert status == 503
+        config = make_config()
+        assert await sidecar.put(config, 1, 1) == (
+            200,
+            {"revision": config.revision, "epoch": 1, "sequence": 1, "applied": True},
+        )
+        assert await ready(sidecar)
+        status, headers, text = await sidecar.chat("blue")
+        assert status == 200
+        assert headers["x-equipoise-tenant"] == "team/blue"
+        assert text.endswith("data: [DONE]\n\n")
+        state = await sidecar.state()
+        assert (state.revision, state.epoch, state.sequence) == (config.revision, 1, 1)
+        assert (state.policy_uid, state.pod_uid, state.ready) == ("policy-uid", POD_UID, True)
+        assert state.engine.reachable
+        assert state.engine.kv_tokens == 10_000
+        (blue,) = [tenant for tenant in state.tenants if tenant.id == "team/blue"]
+        assert blue.generated_tokens == 8
+        assert blue.service == blue.prompt_tokens + 2 * 8
+        assert (blue.wait.total, blue.ttft.total) == (1, 1)
+
+    async def test_the_same_revision_again_does_nothing_but_move_the_pair(self, sidecar):
+        config = make_config()
+        await sidecar.put(config, 1, 1)
+        status, result = await sidecar.put(config, 2, 7)
+        assert (status, result["applied"]) == (200, False)
+        state = await sidecar.state()
+        assert (state.epoch, state.sequence) == (2, 7)
+
+    async def test_an_older_push_gets_409_and_the_pair_that_holds(self, sidecar):
+        await sidecar.put(make_config(), 3, 5)
+        status, problem = await sidecar.put(make_config(BLUE), 2, 900)
+        assert (status, problem["epoch"], problem["sequence"]) == (409, 3, 5)
+        status, problem = await sidecar.put(make_config(BLUE), 3, 4)
+        assert status == 409
+        assert (await sidecar.state()).revision == make_config().revision
+
+    async def test_a_patch_changes_tenants_and_a_wrong_base_gets_412(self, sidecar):
+        base, wanted = make_config(), make_config(BLUE, {**RED, "weight": 9}, {"id": "team/green"})
+        await sidecar.put(base, 1, 1)
+        patch = ConfigPatch(
+            epoch=1,
+            sequence=2,
+            base_revision=base.revision,
+            revision=wanted.revision,
+            tenants=[tenant for tenant in wanted.tenants if tenant.id != "team/blue"],
+        )
+        assert (await sidecar.patch(patch))[0] == 200
+        assert (await sidecar.state()).revision == wanted.revision
+        again = patch.model_copy(update={"sequence": 3, "base_revision": "0" * 64, "revision": "1" * 64})
+        status, problem = await sidecar.patch(again)
+        assert (status, problem["revision"]) == (412, wanted.revision)
+        wrong_result = patch.model_copy(
+            update={"sequence": 3, "base_revision": wanted.revision, "revision": "1" * 64}
+        )
+        assert (await sidecar.patch(wrong_result))[0] == 412
+        removal = ConfigPatch(
+            epoch=1, sequence=4, base_revision=wanted.revision, revision=base.revision,
+            tenants=[base.tenants[1]], removed=["team/green"],
+        )  # fmt: skip
+        assert (await sidecar.patch(removal))[0] == 200
+        assert (await sidecar.state()).revision == base.revision
+
+    @pytest.mark.parametrize(
+        ("body", "field"),
+        [
+            (b"\xff{", None),
+            (b"[]", None),
+            (b'{"epoch":1,"sequence":2,"revision":"x","config":{"mode":"Sometimes"}}', "config.mode"),
+            (
+                b'{"epoch":1,"sequence":2,"revision":"x","config":{"tenants":[{"id":"a/b","weight":0}]}}',
+                "config.tenants.0.weight",
+            ),
+            (
+                b'{"epoch":1,"sequence":2,"revision":"x","config":{"hmacKeys":[{"id":"1","secret":"AAAA"}]}}',
+                "hmacKeys.0.secret",
+            ),
+            (b'{"epoch":1,"sequence":2,"revision":"x","config":{"schemaVersion":99}}', "schemaVersion"),
+        ],
+        ids=["not-utf8", "not-an-object", "mode", "weight", "hmac-key", "schema"],
+    )
+    async def test_an_invalid_push_gets_422_with_the_field_and_the_last_good_goes_on(
+        self, sidecar, body, field
+    ):
+        config = make_config()
+        await sidecar.put(config, 1, 1)
+        status, problem = await sidecar.admin("PUT", CONFIG_PATH, body)
+        assert status == 422
+        assert problem.get("field") == field
+        state = await sidecar.state()
+        assert state.revision == config.revision
+        assert state.config_error is not None
+        assert (await sidecar.chat("blue"))[0] == 200
+        await sidecar.put(config, 1, 3)
+        assert (await sidecar.state()).config_error is None
+
+    async def test_too_large_a_push_gets_413_before_it_is_sent(self, sidecar):
+        tls = sidecar.authority.context(sidecar.directory, f"spiffe://{INSTALL}/operator")
+        reader, writer = await asyncio.open_connection("127.0.0.1", sidecar.admin_port, ssl=tls)
+        head = f"PUT {CONFIG_PATH} HTTP/1.1\r\nhost: x\r\ncontent-length: {MAX_CONFIG_BYTES + 1}\r\n\r\n"
+        writer.write(head.encode())
+        assert (await asyncio.wait_for(reader.readline(), 5)).startswith(b"HTTP/1.1 413")
+        writer.close()
+
+    async def test_ten_thousand_tenants_hold_up_no_stream(self, sidecar):
+        await sidecar.put(make_config(), 1, 1)
+        many = make_config(
+            BLUE, RED, *({"id": f"many/t{i:05}", "headerValues": [f"v{i}"]} for i in range(10_000))
+        )
+        gaps = []
+
+        async def watch():
+            while True:
+                began = asyncio.get_running_loop().time()
+                await sidecar.health("/healthz")
+                gaps.append(asyncio.get_running_loop().time() - began)
+
+        watching = asyncio.create_task(watch())
+        push = json.dumps(
+            {"epoch": 1, "sequence": 2, "revision": many.revision, "config": many.document()}
+        ).encode()
+        gaps.clear()
+        assert (await sidecar.admin("PUT", CONFIG_PATH, push))[0] == 200
+        watching.cancel()
+        assert (await sidecar.state()).revision == many.revision
+        assert max(gaps) < 1.0
+        assert (await sidecar.chat("v9999"))[1]["x-equipoise-tenant"] == "many/t09999"
+
+
+class TestWhoMay:
+    async def test_another_sidecars_certificate_gets_403(self, sidecar):
+        other = sidecar.authority.context(sidecar.directory, pod_identity(INSTALL, "another-pod"))
+        for method, path in (("PUT", CONFIG_PATH), ("GET", STATE_PATH), ("GET", "/debug/fairness/requests")):
+            status, problem = await sidecar.admin(method, path, tls=other)
+            assert (status, problem["message"]) == (403, "only the operator configures a sidecar")
+
+    async def test_an_operator_of_another_install_gets_403(self, sidecar):
+        other = sidecar.authority.context(sidecar.directory, "spiffe://another-install/operator")
+        assert (await sidecar.admin("GET", STATE_PATH, tls=other))[0] == 403
+
+    async def test_without_a_certificate_there_is_no_connection(self, sidecar):
+        nobody = sidecar.authority.context(sidecar.directory, None)
+        with pytest.raises((aiohttp.ClientError, ssl.SSLError, OSError)):
+            await sidecar.admin("GET", STATE_PATH, tls=nobody)
+
+    async def test_a_certificate_of_an_unknown_authority_gets_no_connection(self, sidecar, tmp_path):
+        forger = type(sidecar.authority)("a forger")
+        tls = forger.context(tmp_path, f"spiffe://{INSTALL}/operator")
+        tls.load_verify_locations(cadata=sidecar.authority.pem)
+        with pytest.raises((aiohttp.ClientError, ssl.SSLError, OSError)):
+            await sidecar.admin("GET", STATE_PATH, tls=tls)
+
+    async def test_the_plain_port_offers_no_configuration(self, sidecar):
+        assert (await sidecar.health(CONFIG_PATH))[0] == 404
+        assert (await sidecar.health(STATE_PATH))[0] == 404
+
+    async def test_the_sidecar_shows_the_certificate_of_its_pod(self, sidecar):
+        from cryptography import x509
+
+        tls = sidecar.authority.context(sidecar.directory, f"spiffe://{INSTALL}/operator")
+        _, writer = await asyncio.open_connection("127.0.0.1", sidecar.admin_port, ssl=tls)
+        certificate = x509.load_der_x509_certificate(
+            writer.get_extra_info("ssl_object").getpeercert(binary_form=True)
+        )
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        assert names.get_values_for_type(x509.UniformResourceIdentifier) == [pod_identity(INSTALL, POD_UID)]
+        writer.close()
+
+
+class TestCertificates:
+    async def test_a_certificate_is_renewed_while_connections_are_open(self, sidecar, issuer):
+        await sidecar.kill()
+        issuer.lifetime = dt.timedelta(seconds=6)
+        await sidecar.start()
+        await sidecar.until(sidecar.state)
+        before = issuer.issued
+        tls = sidecar.authority.context(sidecar.directory, f"spiffe://{INSTALL}/operator")
+        async with aiohttp.ClientSession() as session:
+            async with session.get(sidecar.admin_url(STATE_PATH), ssl=tls) as response:
+                assert response.status == 200
+            await asyncio.sleep(9)
+            async with session.get(sidecar.admin_url(STATE_PATH), ssl=tls) as response:
+                assert response.status == 200
+        assert issuer.issued > before
+        assert (await sidecar.state()).pod_uid == POD_UID
+
+    async def test_an_authority_that_is_replaced_is_no_longer_believed(self, sidecar, issuer, tmp_path):
+        old = issuer.authority
+        new = type(old)("the next authority")
+        issuer.authority, issuer.trusted = new, new.pem
+        (tmp_path / "ca.pem").write_text(old.pem + new.pem)
+        new_operator = new.context(tmp_path, f"spiffe://{INSTALL}/operator")
+
+        async def believes_the_new():
+            return (await sidecar.admin("GET", STATE_PATH, tls=new_operator))[0] == 200
+
+        await sidecar.until(believes_the_new)
+        old_operator = old.context(tmp_path, f"spiffe://{INSTALL}/operator")
+        old_operator.load_verify_locations(cadata=new.pem)
+        with pytest.raises((aiohttp.ClientError, ssl.SSLError, OSError)):
+            await sidecar.admin("GET", STATE_PATH, tls=old_operator)
+
+    async def test_an_issuer_that_refuses_is_asked_again_and_requests_are_served_meanwhile(
+        self, sidecar, issuer
+    ):
+        await sidecar.put(make_config(), 1, 1)
+        await sidecar.kill()
+        issuer.refusing = True
+        await sidecar.start()
+        await sidecar.until(lambda: ready(sidecar))
+        assert (await sidecar.chat("blue"))[0] == 200
+        with pytest.raises(aiohttp.ClientError):
+            await sidecar.state()
+        issuer.refusing = False
+        await sidecar.until(sidecar.state)
+
+
+class TestRestart:
+    async def test_configuration_and_counters_survive_a_kill(self, sidecar):
+        config = make_config()
+        await sidecar.put(config, 4, 2)
+        for _ in range(3):
+            await sidecar.chat("red", max_tokens=40)
+        counters = sidecar.directory / "state" / "counters.json"
+        (red,) = [t for t in (await sidecar.state()).tenants if t.id == "team/red"]
+
+        async def written():
+            return counters.exists() and "team/red" in counters.read_text()
+
+        await sidecar.until(written)
+        incarnation = (await sidecar.state()).incarnation
+        await sidecar.kill()
+        await sidecar.start()
+        await sidecar.until(lambda: ready(sidecar))
+        assert (await sidecar.chat("red"))[1]["x-equipoise-tenant"] == "team/red"
+        state = await sidecar.until(sidecar.state)
+        assert (state.revision, state.epoch, state.sequence) == (config.revision, 4, 2)
+        assert state.incarnation != incarnation
+        (again,) = [t for t in state.tenants if t.id == "team/red"]
+        assert again.counter > red.counter
+
+    async def test_what_is_on_disk_is_for_the_sidecar_alone(self, sidecar):
+        await sidecar.put(make_config(engineApiKey="engine-secret"), 1, 1)
+        file = sidecar.directory / "state" / "config.json"
+        assert "engine-secret" in file.read_text()
+        assert file.stat().st_mode & 0o777 == 0o600
+        assert (sidecar.directory / "state" / "control.sock").stat().st_mode & 0o777 == 0o600
+        assert "engine-secret" not in sidecar.log.read_text()
+
+    async def test_a_damaged_configuration_on_disk_is_left_behind(self, sidecar):
+        await sidecar.put(make_config(), 1, 1)
+        await sidecar.kill()
+        (sidecar.directory / "state" / "config.json").write_bytes(b'{"epoch": 1, "conf')
+        (sidecar.directory / "state" / "counters.json").write_bytes(b"\x00\x01")
+        await sidecar.start()
+        await sidecar.until(sidecar.state)
+        assert (await sidecar.state()).revision is None
+        assert (await sidecar.put(make_config(), 1, 1))[0] == 200
+
+
+class TestDrain:
+    async def test_sigterm_lets_a_stream_end_and_refuses_new_work(self, sidecar):
+        await sidecar.put(make_config(), 1, 1)
+        await sidecar.until(lambda: ready(sidecar))
+        stream = asyncio.create_task(sidecar.chat("blue", max_tokens=400))
+
+        async def running():
+            return (await sidecar.state()).load.running == 1
+
+        await sidecar.until(running)
+        sidecar.process.send_signal(signal.SIGTERM)
+
+        async def not_ready():
+            return (await sidecar.health("/readyz"))[1] == "draining\n"
+
+        await sidecar.until(not_ready)
+        status, headers, _ = await sidecar.chat("red")
+        assert (status, headers["x-equipoise-reason"], headers["retry-after"]) == (503, "draining", "1")
+        assert (await sidecar.health("/healthz"))[0] == 200
+        status, _, text = await stream
+        assert status == 200
+        assert text.endswith("data: [DONE]\n\n")
+        assert await asyncio.wait_for(sidecar.process.wait(), 10) == 0
+
+    async def test_the_drain_command_waits_for_the_last_request_and_leaves_the_file(self, sidecar):
+        await sidecar.put(make_config(), 1, 1)
+        await sidecar.until(lambda: ready(sidecar))
+        stream = asyncio.create_task(sidecar.chat("blue", max_tokens=200))
+
+        async def running():
+            return (await sidecar.state()).load.running == 1
+
+        await sidecar.until(running)
+        drained = sidecar.directory / "drained"
+        command = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-c",
+            "import sys; from equipoise_sidecar.cli import drain; sys.exit(drain())",
+            env=sidecar.environment,
+            stdout=asyncio.subprocess.PIPE,
+        )
+        await asyncio.sleep(0.5)
+        if not stream.done():
+            assert not drained.exists()
+        said, _ = await asyncio.wait_for(command.communicate(), 15)
+        assert stream.done() or (await stream)[0] == 200
+        assert (command.returncode, said) == (0, b"drained\n")
+        assert drained.exists()
+        assert (await sidecar.health("/readyz"))[0] == 503
+        assert sidecar.process.returncode is None
+
+    async def test_a_drain_of_nobody_says_so_and_does_not_hold_the_engine_up(self, sidecar):
+        await sidecar.kill()
+        command = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-c",
+            "import sys; from equipoise_sidecar.cli import drain; sys.exit(drain())",
+            env=sidecar.environment,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        _, said = await command.communicate()
+        assert command.returncode == 1
+        assert b"is the sidecar running?" in said
+        assert (sidecar.directory / "drained").exists()
+
+
+class TestStart:
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"EQUIPOISE_ENGINE": ""}, "EQUIPOISE_ENGINE (or --engine) must be set"),
+            ({"EQUIPOISE_DATA_PORT": "many"}, "EQUIPOISE_DATA_PORT (or --data-port)"),
+            ({"EQUIPOISE_ISSUER_URL": ""}, "set EQUIPOISE_ISSUER_URL"),
+            ({"EQUIPOISE_CA_FILE": ""}, "EQUIPOISE_ISSUER_URL needs EQUIPOISE_CA_FILE too"),
+        ],
+    )
+    async def test_settings_that_cannot_work_are_named(self, sidecar, changes, message):
+        await sidecar.kill()
+        sidecar.environment.update(changes)
+        sidecar.log.write_text("")
+        await sidecar.start()
+        assert await asyncio.wait_for(sidecar.process.wait(), 20) == 2
+        assert message in sidecar.log.read_text()
+
+    async def test_a_port_that_is_taken_is_named(self, sidecar):
+        taken = type(sidecar)(
+            sidecar.directory, sidecar.authority, dict(sidecar.environment), sidecar.data_port, 0, 0
+        )
+        taken.environment["EQUIPOISE_STATE_DIR"] = str(sidecar.directory / "other")
+        taken.log = sidecar.directory / "other.log"
+        await taken.start()
+        assert await asyncio.wait_for(taken.process.wait(), 20) == 2
+        assert "EQUIPOISE_HEALTH_PORT: 127.0.0.1" in taken.log.read_text()
+
+    async def test_an_engine_that_comes_late_is_waited_for(self, sidecar, engine):
+        await engine.stop()
+        await sidecar.put(make_config(), 1, 1)
+
+        async def lost():
+            return (await sidecar.health("/readyz"))[1] == "the engine cannot be reached\n"
+
+        await sidecar.until(lost)
+        waiting = asyncio.create_task(sidecar.chat("blue"))
+
+        async def queued():
+            return (await sidecar.state()).load.queued == 1
+
+        await sidecar.until(queued)
+        assert "the engine cannot be reached" in (await sidecar.health("/debug/fairness/requests"))[1]
+        await engine.start()
+        status, _, text = await waiting
+        assert status == 200
+        assert text.endswith("data: [DONE]\n\n")
