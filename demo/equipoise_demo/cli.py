@@ -66,7 +66,7 @@ def demo(
 
     from equipoise_cluster import ClusterError
     from equipoise_demo.places import DemoError
-    from equipoise_demo.run import run
+    from equipoise_demo.run import Options, run
     from equipoise_simulator.traces import TraceError
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -74,14 +74,16 @@ def demo(
         sys.exit("equipoise demo: --full and --seconds contradict each other")
     try:
         run(
-            trace=trace,
-            seconds=None if full else seconds or 150.0,
-            speed=speed,
-            pace=pace,
-            vllm=engine is EngineKind.VLLM,
-            existing=use_existing,
-            keep=keep,
-            folder=report,
+            Options(
+                trace=trace,
+                seconds=None if full else seconds or 150.0,
+                speed=speed,
+                pace=pace,
+                vllm=engine is EngineKind.VLLM,
+                existing=use_existing,
+                keep=keep,
+                folder=report,
+            )
         )
     except (ClusterError, DemoError, TraceError) as error:
         sys.exit(f"equipoise demo: {error}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -10,6 +11,7 @@ from rich.console import Console
 from equipoise_cluster import ConsoleProgress
 from equipoise_demo.fleet import StandInProcess
 from equipoise_demo.load import ENGINES, PACE, engine_profile, load_trace, stand_in_load
+from equipoise_demo.places import DemoError
 from equipoise_demo.stack import Plan, Stack
 from equipoise_demo.story import Story
 from equipoise_simulator.standin import answer
@@ -18,51 +20,82 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from equipoise_demo.fleet import EngineProcess
+    from equipoise_simulator.traces import Trace
 
 
-def run(
-    *,
-    trace: Path | None,
-    seconds: float | None,
-    speed: float | None,
-    pace: float | None,
-    vllm: bool,
-    existing: bool,
-    keep: bool,
-    folder: Path,
-) -> None:
+@dataclass(frozen=True)
+class Options:
+    """What the command was told."""
+
+    trace: Path | None
+    seconds: float | None
+    """Length of the slice; None for all."""
+    speed: float | None
+    pace: float | None
+    vllm: bool
+    existing: bool
+    keep: bool
+    folder: Path
+
+
+def run(options: Options) -> None:
     """Run the demo. DemoError, ClusterError, TraceError or OSError say why it could not."""
     console = Console()
     progress = ConsoleProgress(console)
-    replayed = load_trace(trace, seconds)
-    folder.mkdir(parents=True, exist_ok=True)
-    if vllm:
-        from equipoise_demo.vllm import run_on_vllm  # noqa: PLC0415 - installs vLLM on first use
-
-        run_on_vllm(replayed, speed=speed, pace=pace, existing=existing, keep=keep, folder=folder)
-        return
-    load = stand_in_load(replayed, pace=pace or PACE, speed=speed)
+    trace = load_trace(options.trace, options.seconds)
+    options.folder.mkdir(parents=True, exist_ok=True)
     progress.step(
-        f"{replayed.name}: {len(replayed.rows)} requests of {len(replayed.clients)} tenants; demand is {load.ratio:.2f} times what "
-        f"{ENGINES} engines can serve"
+        f"{trace.name}: {len(trace.rows)} requests of {len(trace.clients)} tenants in {trace.seconds:g} s"
+    )
+    if options.vllm:
+        _on_vllm(options, trace, console, progress)
+    else:
+        _on_stand_ins(options, trace, console, progress)
+
+
+def _on_stand_ins(options: Options, trace: Trace, console: Console, progress: ConsoleProgress) -> None:
+    load = stand_in_load(trace, pace=options.pace or PACE, speed=options.speed)
+    progress.step(
+        f"Demand is {load.ratio:.2f} times what {ENGINES} engines at speed {load.speed:.2f} can serve"
     )
     profile, times = engine_profile(load)
 
     def launch(number: int, place: Path) -> EngineProcess:
         return StandInProcess.launch(place / "engine.sock", place / f"engine-{number}.log", profile, times)
 
-    plan = Plan(ENGINES, replayed.clients, launch, existing)
-    words = f"{ENGINES} stand-ins, profile {profile.name}, KV pool {profile.kv_tokens} tokens, speed {load.speed:.2f} in the trace's time"
-    with Stack(plan, progress) as stack:
-        story = Story(stack, load, words, answer, 1.0, console, progress)
-        finish(story, keep=keep, folder=folder)
+    words = (
+        f"{ENGINES} stand-ins, profile {profile.name}, KV pool {profile.kv_tokens} tokens each, "
+        f"speed {load.speed:.2f} in the trace's time"
+    )
+    with Stack(Plan(ENGINES, trace.clients, launch, options.existing), progress) as stack:
+        _finish(Story(stack, load, words, answer, 1.0, console, progress), options)
 
 
-def finish(story: Story, *, keep: bool, folder: Path) -> None:
+def _on_vllm(options: Options, trace: Trace, console: Console, progress: ConsoleProgress) -> None:
+    from equipoise_demo.real_vllm import VllmProcess, measured_load  # noqa: PLC0415 - the other engine needs none of it
+
+    if options.speed is not None:
+        raise DemoError(
+            "--speed is for stand-in engines; vLLM is as fast as it is, and --pace sets how fast the trace comes"
+        )
+    started: list[VllmProcess] = []
+
+    def launch(number: int, place: Path) -> EngineProcess:
+        started.append(VllmProcess(place, number, progress))
+        return started[-1]
+
+    words = f"{ENGINES} real vLLM on the CPU, a Llama of 26 M parameters with random weights"
+    with Stack(Plan(ENGINES, trace.clients, launch, options.existing), progress) as stack:
+        ratio = started[0].words_a_token()
+        load = measured_load(stack, trace, words_a_token=ratio, pace=options.pace, progress=progress)
+        _finish(Story(stack, load, words, None, ratio, console, progress), options)
+
+
+def _finish(story: Story, options: Options) -> None:
     """Tell the story, say where the report is, and with `keep` wait for Ctrl-C."""
-    files = story.tell(folder)
+    files = story.tell(options.folder)
     story.progress.step("Report: " + ", ".join(str(file) for file in files))
-    if keep:
+    if options.keep:
         story.console.print(story.to_try(), markup=False, highlight=False, soft_wrap=True)
         story.progress.step("All of it stays up until Ctrl-C.")
         signal.pause()
