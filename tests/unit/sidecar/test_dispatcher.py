@@ -490,6 +490,7 @@ class TestLifeOfTheProcess:
         assert dispatcher.snapshot() == state
         again = type(line)(dispatcher)
         again.configure()
+        dispatcher.engine_answers(reachable=True)
         assert dispatcher.snapshot() == state
         red = again.send(RED)
         assert red.priority == 10 * (100 + 2 * 50)
