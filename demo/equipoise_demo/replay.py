@@ -194,7 +194,7 @@ class _Replayer:
         try:
             async with asyncio.timeout(self.timeout / self.speed):
                 await self._loop.create_connection(lambda: exchange, *departure.endpoint)
-                await exchange.ended
+                await asyncio.shield(exchange.ended)  # a timeout must not end what `abort` has to
         except TimeoutError:
             exchange.abort(f"no complete answer within {self.timeout:g} s")
         except OSError as error:

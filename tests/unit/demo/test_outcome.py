@@ -1,0 +1,94 @@
+"""Measures of a replay by hand, and the report that shows them."""
+
+import json
+import math
+
+import pytest
+from rich.console import Console
+
+from equipoise_demo import report
+from equipoise_demo.outcome import Outcome, measure
+
+
+def outcome(tenant, arrival, first, tokens, *, every=1.0, prompt=10, error=None):
+    """A request that gets one token each `every` seconds from `first` on."""
+    times = [] if first is None else [(first + n * every, 1) for n in range(tokens)]
+    end = times[-1][0] if times else None
+    return Outcome(tenant, arrival, prompt, tokens, first_token=first, end=end, tokens=times, error=error)
+
+
+def test_service_counts_while_the_trace_lasts_and_demand_from_arrival():
+    result = measure("FCFS", [outcome("a", 0.0, 2.0, 200)], 100.0)
+    (row,) = result.tenants
+    assert row.demand == (10 + 2 * 200) / 100
+    assert row.service == (10 + 2 * 98) / 100  # tokens at 2, 3, ..., 99 s
+    assert result.tokens_per_second == (10 + 98) / 100
+    assert (row.ttft.p50, result.ttft.p99) == (2.0, 2.0)
+
+
+def test_equal_service_has_no_difference_and_a_starved_tenant_all_of_it():
+    equal = [outcome(tenant, 0.0, 1.0, 119) for tenant in "ab"]
+    assert measure("VTC", equal, 120.0).difference.max == pytest.approx(0.0, abs=1e-9)
+    starved = [outcome("a", 0.0, 1.0, 119), outcome("b", 0.0, None, 119)]
+    result = measure("FCFS", starved, 120.0)
+    assert result.difference.max > 0
+    assert result.jain == pytest.approx(0.5, abs=0.01)
+
+
+def test_jains_index_leaves_out_those_who_asked_for_little():
+    heavy = [outcome(tenant, 0.0, 1.0, 100, every=0.5) for tenant in "ab"]
+    light = [outcome("c", 0.0, 1.0, 2)]
+    assert measure("VTC", [*heavy, *light], 60.0).jain == pytest.approx(1.0, abs=0.01)
+
+
+def test_failures_are_counted_and_have_no_latency():
+    result = measure("FCFS", [outcome("a", 0.0, None, 5, error="cut"), outcome("a", 1.0, 2.0, 5)], 60.0)
+    assert (result.finished, result.failed, result.tenants[0].failed) == (1, 1, 1)
+    assert result.tenants[0].ttft.p99 == 1.0
+
+
+@pytest.fixture
+def results():
+    before = [
+        outcome("heavy", 0.0, 1.0, 200, every=0.5),
+        outcome("light", 5.0, 60.0, 10),
+        outcome("lost", 5.0, None, 3, error="x"),
+    ]
+    after = [
+        outcome("heavy", 0.0, 1.0, 200, every=0.5),
+        outcome("light", 5.0, 6.0, 10),
+        outcome("lost", 5.0, 7.0, 3),
+    ]
+    return measure("FCFS", before, 120.0), measure("VTC", after, 120.0)
+
+
+def test_a_report_has_tables_and_a_plot(results, tmp_path):
+    files = report.write(tmp_path, *results, {"engines": "three"})
+    assert [file.name for file in files] == ["result.json", "result.md", "result.png"]
+    document = json.loads(files[0].read_text())
+    assert document["facts"] == {"engines": "three"}
+    before, after = document["results"]
+    assert (before["algorithm"], after["algorithm"]) == ("FCFS", "VTC")
+    assert {row["tenant"]: row["ttft"]["p99"] for row in before["tenants"]} == {
+        "heavy": 1.0,
+        "light": 55.0,
+        "lost": None,
+    }
+    markdown = files[1].read_text()
+    assert "| light | 1 | 0 | 0 | 0 | 55.0 | 1.0 | 55.0 | 1.0 |" in markdown
+    assert "| finished / failed | 2 / 1 | 3 / 0 |" in markdown
+    png = files[2].read_bytes()
+    assert png.startswith(b"\x89PNG")
+    assert len(png) > 20_000
+
+
+def test_the_terminals_tables_name_both_algorithms(results):
+    console = Console(width=120, record=True, file=open("/dev/null", "w"))  # noqa: SIM115, PTH123 - as long as the test
+    for table in report.tables(*results):
+        console.print(table)
+    text = console.export_text()
+    assert all(word in text for word in ("FCFS", "VTC", "heavy", "light", "service difference"))
+
+
+def test_nothing_at_all_makes_no_report_of_numbers():
+    assert math.isnan(measure("FCFS", [outcome("a", 0.0, None, 1, error="x")], 60.0).ttft.p50)
