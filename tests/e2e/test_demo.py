@@ -1,0 +1,208 @@
+"""The demo as a newcomer runs it: a real control plane, three sidecars, real traffic; and what is left when it ends."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from equipoise_cluster import ControlPlane
+
+ROOT = Path(__file__).parents[2]
+COMMAND = Path(sys.executable).with_name("equipoise")
+SLICE = "40"
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
+
+
+def started(tmp_path, *options, **environment):
+    """The demo as a process of its own session, as in a terminal; its output in a file."""
+    output = (tmp_path / "output.txt").open("w")
+    return subprocess.Popen(
+        [COMMAND, "demo", f"--report={tmp_path / 'report'}", *options],
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        stdout=output,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+
+
+def output_of(tmp_path):
+    return (tmp_path / "output.txt").read_text()
+
+
+def until(tmp_path, pattern, process, seconds=240):
+    """Wait for a line of the output; return the match."""
+    deadline = time.monotonic() + seconds
+    while not (found := re.search(pattern, output_of(tmp_path))):
+        assert process.poll() is None, output_of(tmp_path)
+        assert time.monotonic() < deadline, output_of(tmp_path)
+        time.sleep(0.1)
+    return found
+
+
+def relatives(ancestor):
+    """Processes under a process, by what /proc says."""
+    parents = {}
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            stat = (entry / "stat").read_text()
+        except OSError:
+            continue
+        parents[int(entry.name)] = int(stat.rpartition(")")[2].split()[1])
+    found, front = set(), {ancestor}
+    while front := {pid for pid, parent in parents.items() if parent in front} - found:
+        found |= front
+    return found
+
+
+def alive(pids):
+    """Those that run, zombies aside."""
+    running = set()
+    for pid in pids:
+        try:
+            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except OSError:
+            continue
+        if state != "Z":
+            running.add(pid)
+    return running
+
+
+def gone(pids, seconds=30):
+    """Wait until none of the processes runs; return those that do."""
+    deadline = time.monotonic() + seconds
+    while (left := alive(pids)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return left
+
+
+@pytest.fixture
+def process(tmp_path):
+    """Starts a demo and, whatever happens to the test, ends it."""
+    running = []
+
+    def start(*options, **environment):
+        running.append(started(tmp_path, *options, **environment))
+        return running[-1]
+
+    yield start
+    for each in running:
+        if each.poll() is None:
+            os.killpg(each.pid, signal.SIGKILL)
+            each.wait()
+
+
+@pytest.mark.usefixtures("binaries")
+def test_the_demo_shows_that_vtc_is_fairer_and_leaves_a_report(process, tmp_path):
+    demo = process("--seconds", SLICE)
+    until(tmp_path, r"Ready: 3 sidecars", demo)
+    children = relatives(demo.pid)
+    assert demo.wait(400) == 0, output_of(tmp_path)
+    assert gone(children) == set()
+    text = output_of(tmp_path)
+    ratio = float(re.search(r"Demand is (\d\.\d\d) times", text)[1])
+    assert 1.2 <= ratio <= 1.5
+    assert "fairnesspolicy.equipoise.dev/fleet   VTC" in text
+
+    report = json.loads((tmp_path / "report" / "result.json").read_text())
+    fcfs, vtc = report["results"]
+    assert (fcfs["algorithm"], vtc["algorithm"]) == ("FCFS", "VTC")
+    assert (fcfs["failed"], vtc["failed"]) == (0, 0)
+    assert vtc["service_difference"]["mean"] < fcfs["service_difference"]["mean"]
+    assert report["facts"]["texts checked through the OpenAI SDK"] >= 8
+    assert (tmp_path / "report" / "result.png").read_bytes().startswith(b"\x89PNG")
+    assert "| tenant |" in (tmp_path / "report" / "result.md").read_text()
+
+    objects = yaml.safe_load((tmp_path / "report" / "objects.yaml").read_text())["items"]
+    (policy,) = (each for each in objects if each["kind"] == "FairnessPolicy")
+    assert policy["spec"]["algorithm"]["type"] == "VTC"
+    assert policy["status"]["sidecars"]["syncedOfTotal"] == "3/3"
+    tenants = [each for each in objects if each["kind"] == "Tenant"]
+    assert len(tenants) == 27
+    conditions = {condition["type"]: condition["status"] for condition in tenants[0]["status"]["conditions"]}
+    assert conditions["Ready"] == "True"
+
+
+@pytest.mark.usefixtures("binaries")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
+def test_a_demo_that_is_kept_answers_until_it_is_stopped_and_then_leaves_nothing(process, tmp_path, number):
+    demo = process("--keep", "--seconds", "12")
+    kubeconfig = Path(until(tmp_path, r"export KUBECONFIG=(\S+)", demo)[1])
+    until(tmp_path, "stays up until Ctrl-C", demo)
+    children = relatives(demo.pid)
+    assert (
+        len(alive(children)) >= 10
+    )  # etcd, API server, controller manager, operator, three engines, three sidecars
+    curl = re.search(r"curl .*", output_of(tmp_path))[0]
+    answer = subprocess.run(curl, shell=True, capture_output=True, text=True, timeout=30, check=True).stdout
+    assert "HTTP/1.1 200" in answer
+    assert '"chat.completion"' in answer
+    assert "x-equipoise-tenant: demo/client-00" in answer.lower()
+    os.kill(demo.pid, number)
+    assert demo.wait(60) != 0
+    assert gone(children) == set()
+    assert not kubeconfig.parent.exists()
+    assert "everything that the demo started is gone" in output_of(tmp_path)
+
+
+@pytest.mark.usefixtures("binaries")
+def test_ctrl_c_in_the_middle_of_a_replay_leaves_nothing(process, tmp_path):
+    demo = process("--seconds", SLICE)
+    until(tmp_path, "Replay under FCFS", demo)
+    time.sleep(2)
+    children = relatives(demo.pid)
+    os.kill(demo.pid, signal.SIGINT)
+    assert demo.wait(60) != 0
+    assert gone(children) == set()
+
+
+@pytest.mark.usefixtures("binaries")
+def test_a_demo_that_is_killed_takes_its_processes_along(process, tmp_path):
+    demo = process("--seconds", SLICE)
+    until(tmp_path, r"Ready: 3 sidecars", demo)
+    children = relatives(demo.pid)
+    demo.kill()
+    demo.wait()
+    assert gone(children) == set()
+
+
+@pytest.mark.usefixtures("binaries")
+def test_an_engine_that_cannot_start_ends_the_demo_with_its_reason(process, tmp_path):
+    demo = process("--seconds", SLICE, "--speed", "1e9")
+    assert demo.wait(60) == 1
+    assert "nothing queues, and there is nothing to show" in output_of(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        (["--trace", "missing.csv"], "No such file or directory: missing.csv"),
+        (["--trace", "README.md"], "README.md: line 1: the columns arrival_s"),
+        (["--full", "--seconds", "3"], "--full and --seconds contradict each other"),
+        (["--engine", "vllm", "--speed", "2"], "--speed is for stand-in engines"),
+        (["--use-existing"], "--use-existing needs KUBECONFIG"),
+    ],
+)
+def test_bad_options_are_refused_before_anything_starts(process, tmp_path, options, complaint):
+    demo = process(*options, KUBECONFIG="")
+    assert demo.wait(60) == 1
+    assert complaint in output_of(tmp_path)
+
+
+def test_an_existing_cluster_is_used_and_left_as_it_was(process, tmp_path, binaries):
+    with ControlPlane.start(binaries, state_dir=tmp_path / "cluster") as cluster:
+        before = cluster.kubectl("get", "namespaces,nodes,clusterroles", "--output=name")
+        demo = process("--use-existing", "--seconds", "12", KUBECONFIG=str(cluster.kubeconfig))
+        assert demo.wait(300) == 0, output_of(tmp_path)
+        deadline = time.monotonic() + 60  # a namespace takes its time to go
+        while (left := cluster.kubectl("get", "namespaces,nodes,clusterroles", "--output=name")) != before:
+            assert time.monotonic() < deadline, set(left.split()) ^ set(before.split())
+            time.sleep(0.5)
