@@ -18,6 +18,7 @@ from equipoise_sidecar.feedback import Feedback
 from equipoise_sidecar.listener import Listener
 from equipoise_sidecar.policy import compile_policy
 
+NOTHING = (0, 0, 0, 0, 0, 0)
 CHAT = "/v1/chat/completions"
 HELLO = {"model": "standin", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 5}
 
@@ -89,12 +90,21 @@ class Stack:
         """Wait until the default tenant's requests ended so, and nothing is held."""
         expected = {Outcome(name): count for name, count in outcomes.items()}
         async with asyncio.timeout(5):
-            while self.outcomes() != expected or list(self.dispatcher.tickets()):  # noqa: ASYNC110 - no event tells
+            while self.outcomes() != expected or self.held() != NOTHING:  # noqa: ASYNC110 - no event tells
                 await asyncio.sleep(0.005)
+
+    def held(self) -> tuple[int, ...]:
+        """What the requests that have not ended hold."""
         dispatcher = self.dispatcher
-        assert (dispatcher.scheduler.queued, dispatcher.scheduler.in_flight) == (0, 0)
-        assert (dispatcher.admission.held_bytes, dispatcher.admission.reading) == (0, 0)
-        assert dispatcher.capacity.gate.sequences == 0
+        scheduler, admission = dispatcher.scheduler, dispatcher.admission
+        return (
+            len(list(dispatcher.tickets())),
+            scheduler.queued,
+            scheduler.in_flight,
+            admission.held_bytes,
+            admission.reading,
+            dispatcher.capacity.gate.sequences,
+        )
 
 
 def head(path: str, body: bytes, method: str = "POST", headers: dict[str, str] | None = None) -> bytes:
