@@ -147,6 +147,7 @@ class TenantScheduler(Scheduler):
         return {
             "version": SNAPSHOT_VERSION,
             "algorithm": self.algorithm,
+            "tenants": sorted(self.books.tenants),
             "predictor": self.books.predictor.snapshot(),
             "state": self._state(),
         }
@@ -161,8 +162,13 @@ class TenantScheduler(Scheduler):
             raise ValueError("snapshot: restore comes before the first request")
         if not all(isinstance(data.get(part), dict) for part in ("state", "predictor")):
             raise ValueError("snapshot: state and predictor must be objects")
+        tenants = data.get("tenants")
+        if not isinstance(tenants, list) or not all(isinstance(name, str) for name in tenants):
+            raise ValueError("snapshot: tenants must be a list of names")
         self._restore_state(data["state"])
         self.books.predictor.restore(data["predictor"])
+        for name in tenants:
+            self.books.open(name)
 
     @override
     def shares(self, now: float) -> list[TenantShare]:

@@ -177,6 +177,7 @@ class Books:
                 self.strangers.discard(name)
             else:
                 self.strangers.add(name)
+                self._release(tenant)
 
     def adopt(self, other: "Books") -> None:
         """Take settings and predictor of a scheduler that replaces the one these books were kept for."""
@@ -318,6 +319,11 @@ class Books:
         """End an accepted request; nothing else sets an outcome."""
         request.outcome = outcome
         self.outcomes[outcome] += 1
+        self._release(tenant)
+
+    @staticmethod
+    def _release(tenant: Tenant) -> None:
+        """Let a tenant that no configuration names keep its old settings only while it has requests."""
         if not tenant.configured and not tenant.in_flight and not len(tenant.queue):
             tenant.settings = TenantSettings()
 

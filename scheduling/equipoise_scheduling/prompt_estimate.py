@@ -1,5 +1,7 @@
-"""Prompt tokens from text bytes, without a tokenizer: a ratio learnt for each model, tenant and application.
+"""Prompt tokens from text bytes, without a tokenizer: a line learnt for each model, tenant and application.
 
+tokens = overhead + ratio * bytes: a chat template adds its tokens to a prompt of any length, and a ratio alone would
+call short prompts dense and then reserve many times too much for long ones.
 `/tokenize` costs 5 to 120 ms and is never on the path. Prompts that come as token ids are counted, not estimated.
 """
 
@@ -19,7 +21,9 @@ ENOUGH = 8
 KEYS = 8192
 """Keys remembered, the least recently used forgotten first."""
 DECAY = 0.98
-"""Weight of the past at each request: the ratio follows about the last 50."""
+"""Weight of the past at each request: the line follows about the last 50."""
+LEAST_SPREAD = 0.05
+"""Standard deviation of the texts' lengths, over their mean, from which an overhead can be told from the ratio."""
 
 Key = tuple[str, ...]
 
@@ -33,29 +37,49 @@ class PromptEstimate:
 
 
 @dataclass(slots=True)
-class Ratio:
-    """Tokens in a byte, for one key."""
+class Line:
+    """Tokens by bytes, for one key: least squares over what was seen, the newest counting most."""
 
+    weight: float = 0.0
     text: float = 0.0
     tokens: float = 0.0
+    squares: float = 0.0
+    products: float = 0.0
     seen: int = 0
     errors: deque[float] = field(default_factory=lambda: deque(maxlen=SAMPLES))
     """Actual over estimated tokens, of recent requests."""
+    lengths: deque[int] = field(default_factory=lambda: deque(maxlen=SAMPLES))
+    """Tokens of recent requests: the overhead is in none of them more than all."""
+    overhead: float = 0.0
+    ratio: float = PRIOR_RATIO
     upper: float = PRIOR_UPPER
 
-    @property
-    def mean(self) -> float:
-        """Tokens in a byte."""
-        return self.tokens / self.text if self.text else PRIOR_RATIO
+    def at(self, text_bytes: int) -> float:
+        """Return the best guess for a text."""
+        return max(1.0, self.overhead + self.ratio * text_bytes)
 
     def learn(self, text_bytes: int, tokens: int) -> None:
         """Take in one request whose text had that many tokens."""
-        self.errors.append(tokens / max(1.0, self.mean * text_bytes))
+        self.errors.append(tokens / self.at(text_bytes))
+        self.lengths.append(tokens)
+        self.weight = self.weight * DECAY + 1
         self.text = self.text * DECAY + text_bytes
         self.tokens = self.tokens * DECAY + tokens
+        self.squares = self.squares * DECAY + text_bytes * text_bytes
+        self.products = self.products * DECAY + text_bytes * tokens
         self.seen += 1
+        self._fit()
         ordered = sorted(self.errors)
         self.upper = max(1.0, ordered[min(len(ordered) - 1, int(QUANTILE * len(ordered)))])
+
+    def _fit(self) -> None:
+        text, tokens = self.text / self.weight, self.tokens / self.weight
+        variance = self.squares / self.weight - text * text
+        self.overhead = 0.0
+        if variance > (LEAST_SPREAD * text) ** 2:
+            slope = (self.products / self.weight - text * tokens) / variance
+            self.overhead = min(max(0.0, tokens - slope * text), min(self.lengths))
+        self.ratio = max(0.0, tokens - self.overhead) / text
 
 
 class PromptEstimator:
@@ -65,22 +89,21 @@ class PromptEstimator:
     """
 
     def __init__(self) -> None:
-        self._ratios: OrderedDict[Key, Ratio] = OrderedDict()
+        self._lines: OrderedDict[Key, Line] = OrderedDict()
 
     def estimate(
         self, model: str, tenant: str, application: str, text_bytes: int, counted: int = 0
     ) -> PromptEstimate:
         """Estimate a prompt of `text_bytes` of text and `counted` tokens that are known (token ids, images)."""
-        ratio = self._known((model, tenant, application)) or self._known((model,))
-        mean, upper = (ratio.mean, ratio.upper) if ratio else (PRIOR_RATIO, PRIOR_UPPER)
+        line = self._known((model, tenant, application)) or self._known((model,)) or Line()
         if text_bytes == 0:
             return PromptEstimate(counted, counted)
-        tokens = max(1.0, mean * text_bytes)
-        return PromptEstimate(counted + round(tokens), counted + -int(-tokens * upper // 1))
+        tokens = line.at(text_bytes)
+        return PromptEstimate(counted + round(tokens), counted + -int(-tokens * line.upper // 1))
 
-    def _known(self, key: Key) -> Ratio | None:
-        ratio = self._ratios.get(key)
-        return ratio if ratio is not None and ratio.seen >= ENOUGH else None
+    def _known(self, key: Key) -> Line | None:
+        line = self._lines.get(key)
+        return line if line is not None and line.seen >= ENOUGH else None
 
     def learn(self, key: tuple[str, str, str], text_bytes: int, counted: int, prompt_tokens: int) -> None:
         """Take in a request's exact prompt tokens; `key` is (model, tenant, application)."""
@@ -88,33 +111,37 @@ class PromptEstimator:
         if text_bytes <= 0 or tokens <= 0:
             return
         for each in (key, key[:1]):
-            ratio = self._ratios.get(each)
-            if ratio is None:
-                ratio = self._ratios[each] = Ratio()
-                if len(self._ratios) > KEYS:
-                    self._ratios.popitem(last=False)
-            self._ratios.move_to_end(each)
-            ratio.learn(text_bytes, tokens)
+            line = self._lines.get(each)
+            if line is None:
+                line = self._lines[each] = Line()
+                if len(self._lines) > KEYS:
+                    self._lines.popitem(last=False)
+            self._lines.move_to_end(each)
+            line.learn(text_bytes, tokens)
 
     def snapshot(self) -> dict[str, Any]:
         """Return what was learnt, as plain data."""
-        return {
-            "version": 1,
-            "ratios": [
-                [list(key), ratio.text, ratio.tokens, ratio.seen, list(ratio.errors), ratio.upper]
-                for key, ratio in self._ratios.items()
-            ],
-        }
+        lines = [[list(key), *_plain(line)] for key, line in self._lines.items()]
+        return {"version": 1, "lines": lines}
 
     def restore(self, data: dict[str, Any]) -> None:
         """Take over a snapshot. ValueError if it cannot be read."""
         if data.get("version") != 1:
             raise ValueError("snapshot of prompt estimates: version must be 1")
         try:
-            ratios = {
-                tuple(key): Ratio(text, tokens, seen, deque(errors, maxlen=SAMPLES), upper)
-                for key, text, tokens, seen, errors, upper in data["ratios"]
-            }
+            lines = {tuple(key): _line(*values) for key, *values in data["lines"]}
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"snapshot of prompt estimates cannot be read: {error!r}") from error
-        self._ratios = OrderedDict(ratios)
+        self._lines = OrderedDict(lines)
+
+
+def _plain(line: Line) -> list[Any]:
+    sums = [line.weight, line.text, line.tokens, line.squares, line.products, line.seen]
+    return [sums, list(line.errors), list(line.lengths), [line.overhead, line.ratio, line.upper]]
+
+
+def _line(sums: list[Any], errors: list[float], lengths: list[int], fitted: list[float]) -> Line:
+    weight, text, tokens, squares, products, seen = sums
+    overhead, ratio, upper = fitted
+    recent = deque(errors, maxlen=SAMPLES), deque(lengths, maxlen=SAMPLES)
+    return Line(weight, text, tokens, squares, products, seen, *recent, overhead, ratio, upper)

@@ -172,6 +172,21 @@ class VTC(TenantScheduler):
     @override
     def _take_over(self, history: Mapping[str, float]) -> None:
         self._accounts = {name: Account(units(service, 1.0)) for name, service in history.items()}
+        # Nobody knows who left last: of those still served the one with the least service, else the one with the most.
+        serving = {flight.tenant.name for flight in self.books.flights.values()}
+        if serving:
+            self._last_left = min(serving, key=lambda name: (history.get(name, 0.0), name))
+        else:
+            self._last_left = max(history, key=lambda name: (history[name], name), default=None)
+
+    @override
+    def adopt(self, old: TenantScheduler, now: float) -> None:
+        super().adopt(old, now)
+        # The former scheduler may have left tenants any distance apart: the bound holds from there on.
+        counters = {name: self._accounts[name].value / SCALE for name in self.choice}
+        self.watch.reached(max(counters.values(), default=float("-inf")))
+        for name, counter in counters.items():
+            self.watch.joined(name, self.books.tenants[name].settings.weight, counter)
 
     @override
     def _state(self) -> dict[str, Any]:

@@ -245,6 +245,29 @@ def test_removed_tenant_keeps_its_settings_until_its_last_request_has_ended(make
     assert scheduler.shares(1.0)[0].weight == 1
 
 
+def test_removed_idle_tenant_loses_its_settings_at_once(make):
+    scheduler = make(tenants={"a": TenantSettings(weight=5)})
+    fill(scheduler, "a")
+    finish(scheduler, drain(scheduler), 1)
+    scheduler.reconfigure(scheduler.settings_type(), {}, 1.0)
+    assert scheduler.shares(1.0)[0].weight == 1
+
+
+def test_tenants_of_a_snapshot_that_nobody_knows_any_more_are_forgotten(make):
+    old = make()
+    fill(old, "ab")
+    finish(old, drain(old), 5)
+    scheduler = make()
+    scheduler.restore(old.snapshot())
+    for at in range(3):
+        fill(scheduler, "c", now=100.0 + at, prompt=500)
+        finish(scheduler, drain(scheduler, now=100.0 + at), 90, now=100.0 + at)
+    scheduler.tick(103.0)
+    assert set(scheduler.books.tenants) == {"c"}
+    assert scheduler.snapshot()["tenants"] == ["c"]
+    assert set(scheduler.books.predictor.snapshot()["mean"]) == {"c"}
+
+
 def test_idle_strangers_are_forgotten(make):
     scheduler = make(tenants={"known": TenantSettings()})
     for at in range(50):
@@ -291,6 +314,7 @@ def test_snapshot_that_cannot_be_read_is_refused_with_what_is_wrong(make, algori
         ({**good, "version": 2}, "version must be 1"),
         ({**good, "algorithm": other}, f"is of {other}, not of {algorithm}"),
         ({**good, "state": None}, "must be objects"),
+        ({**good, "tenants": "ab"}, "tenants must be a list of names"),
         ({**good, "predictor": {"mean": {"a": "many"}}}, "must map tenants to numbers"),
     ]:
         with pytest.raises(ValueError, match=complaint):

@@ -45,6 +45,28 @@ def test_exact_ratio_needs_no_margin():
     assert estimate.upper <= 1.02 * estimate.tokens
 
 
+def test_a_templates_tokens_are_told_from_the_texts_and_need_no_margin():
+    """Short chats among long ones, each with 20 tokens of template: one ratio for both would be off many times."""
+    estimator, rng = PromptEstimator(), random.Random(3)
+    for _ in range(200):
+        text = rng.choice((4, 8, 40, 400, 3000))
+        estimator.learn(KEY, text, 0, 20 + round(text * 0.25))
+    for text in (4, 100, 3000):
+        estimate = estimator.estimate(*KEY, text_bytes=text)
+        assert estimate.tokens == pytest.approx(20 + text * 0.25, abs=2)
+        assert estimate.upper <= 1.15 * (20 + text * 0.25)
+
+
+def test_an_overhead_is_never_more_than_the_shortest_prompt():
+    """Long texts of few tokens beside short ones of many: no line, and short prompts must not be called long."""
+    estimator, rng = PromptEstimator(), random.Random(4)
+    for _ in range(200):
+        text = rng.randint(10, 4000)
+        estimator.learn(KEY, text, 0, rng.randint(8, 60) if text < 1000 else 500)
+    assert estimator._lines[KEY].overhead <= 60
+    assert estimator.estimate(*KEY, text_bytes=10).tokens <= 60
+
+
 def test_new_tenant_of_a_known_model_starts_from_the_model():
     estimator = learned(ratio=0.5)
     assert estimator.estimate("llama", "red", "", text_bytes=1000).tokens == pytest.approx(500, rel=0.02)
@@ -70,15 +92,15 @@ def test_what_has_no_text_or_makes_no_sense_teaches_nothing():
     estimator = PromptEstimator()
     estimator.learn(KEY, 0, 10, 10)
     estimator.learn(KEY, 100, 50, 40)
-    assert not estimator._ratios
+    assert not estimator._lines
 
 
 def test_least_recently_used_keys_are_forgotten():
     estimator = PromptEstimator()
     for at in range(KEYS + 500):
         estimator.learn(("llama", f"t{at}", ""), 100, 0, 30)
-    assert len(estimator._ratios) == KEYS
-    assert ("llama",) in estimator._ratios
+    assert len(estimator._lines) == KEYS
+    assert ("llama",) in estimator._lines
 
 
 def test_snapshot_survives_json():
@@ -90,7 +112,7 @@ def test_snapshot_survives_json():
 
 
 @pytest.mark.parametrize(
-    "data", [{}, {"version": 1}, {"version": 1, "ratios": [[1]]}, {"version": 1, "ratios": 3}]
+    "data", [{}, {"version": 1}, {"version": 1, "lines": [[1]]}, {"version": 1, "lines": 3}]
 )
 def test_snapshot_that_cannot_be_read_is_refused(data):
     with pytest.raises(ValueError, match="snapshot of prompt estimates"):

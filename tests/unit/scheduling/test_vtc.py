@@ -297,6 +297,32 @@ def test_change_from_vtc_keeps_the_counters():
     assert counters(carry_over(old, vtc({"a": 1, "b": 4}, prior=20), 0.0)) == before
 
 
+def test_newcomer_after_a_change_into_an_idle_system_is_lifted_all_the_same():
+    from equipoise_scheduling.history import carry_over
+
+    old = vtc()
+    served = send(old, "a", "a1", prompt=70)
+    drain(old)
+    finish(old, [served], 5)
+    new = carry_over(old, vtc(), 1.0)
+    send(new, "b", "b1")
+    assert counters(new) == {"a": 80, "b": 80}
+
+
+def test_what_the_former_scheduler_left_apart_is_part_of_the_bound():
+    from equipoise_scheduling.history import carry_over
+
+    clients = [Client("light", 12), Client("aggressor", 60)]
+    world = World(FCFS(), clients, slots=8)
+    world.run(60)
+    world.scheduler = carry_over(world.scheduler, VTC(), world.now)
+    start = world.now
+    world.run(60)
+    assert world.scheduler.bound(world.now).met
+    light, aggressor = (world.series[name].received(start, world.now) for name in ("light", "aggressor"))
+    assert light > 1.5 * aggressor, "it catches up on the last minute"
+
+
 # -- scenarios
 
 
