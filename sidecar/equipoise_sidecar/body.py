@@ -46,13 +46,13 @@ class Body:
                 text.decode()
             return cls(raw, _decode_members(text))
         except UnicodeDecodeError as error:
-            raise BodyError(f"the body is not UTF-8 (byte {error.start})") from None
+            raise BodyError(f"The body is not UTF-8 (byte {error.start})") from None
         except msgspec.ValidationError:
-            raise BodyError("the body must be a JSON object") from None
+            raise BodyError("The body must be a JSON object") from None
         except msgspec.DecodeError:
             return cls(raw, _members(text.decode()))
         except RecursionError:
-            raise BodyError("the body is nested too deeply") from None
+            raise BodyError("The body is nested too deeply") from None
 
     def __contains__(self, name: str) -> bool:
         """Say whether the member is there, null or not."""
@@ -123,7 +123,7 @@ def _members(text: str) -> dict[str, bytes]:
     members: dict[str, bytes] = {}
     at = _skip(text, 0)
     if not text.startswith("{", at):
-        raise BodyError("the body must be a JSON object")
+        raise BodyError("The body must be a JSON object")
     at = _skip(text, at + 1)
     if text.startswith("}", at):
         at += 1
@@ -133,23 +133,23 @@ def _members(text: str) -> dict[str, bytes]:
                 name, end = decoder.raw_decode(text, at)
                 colon = _skip(text, end)
                 if not isinstance(name, str) or not text.startswith(":", colon):
-                    raise BodyError(f"the body is not JSON (character {at})")
+                    raise BodyError(f"The body is not JSON (character {at})")
                 start = _skip(text, colon + 1)
                 _, at = decoder.raw_decode(text, start)
             except json.JSONDecodeError as error:
-                raise BodyError(f"the body is not JSON: {error.msg} (character {error.pos})") from None
+                raise BodyError(f"The body is not JSON: {error.msg} (character {error.pos})") from None
             except RecursionError:
-                raise BodyError("the body is nested too deeply") from None
+                raise BodyError("The body is nested too deeply") from None
             members[name] = text[start:at].encode()
             at = _skip(text, at)
             if text.startswith("}", at):
                 at += 1
                 break
             if not text.startswith(",", at):
-                raise BodyError(f"the body is not JSON (character {at})")
+                raise BodyError(f"The body is not JSON (character {at})")
             at = _skip(text, at + 1)
     if _skip(text, at) != len(text):
-        raise BodyError(f"the body goes on after its JSON object (character {at})")
+        raise BodyError(f"The body goes on after its JSON object (character {at})")
     return members
 
 

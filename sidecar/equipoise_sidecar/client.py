@@ -121,10 +121,9 @@ class Client:
                     if not message.get("more_body"):
                         break
         except TimeoutError:
-            message_ = (
-                f"the body did not come within {timeout:.0f} s: {length} bytes of {declared or 'it'} did"
-            )
-            raise BodyRefusedError(Rejection(408, "body-timeout", message_)) from None
+            came = f"{length} bytes" if declared is None else f"{length} of {declared} bytes"
+            text = f"The body did not come within {timeout:.0f} s ({came} did)."
+            raise BodyRefusedError(Rejection(408, "body-timeout", text)) from None
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     async def start(self, status: int, headers: Headers) -> None:

@@ -299,7 +299,7 @@ async def test_a_slow_body_times_out_and_its_room_is_given_back():
         writer.write(head(CHAT, b"x" * 1000) + b'{"model":')
         response = await reader.read()  # to the end: the connection is closed
         assert response.startswith(b"HTTP/1.1 408 ")
-        assert b"9 bytes of 1000" in response
+        assert b"(9 of 1000 bytes did)" in response
         writer.close()
         assert script.seen == []
         await way.settled()
