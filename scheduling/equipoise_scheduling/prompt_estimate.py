@@ -46,10 +46,9 @@ class Line:
     squares: float = 0.0
     products: float = 0.0
     seen: int = 0
-    errors: deque[float] = field(default_factory=lambda: deque(maxlen=SAMPLES))
-    """Actual over estimated tokens, of recent requests."""
-    lengths: deque[int] = field(default_factory=lambda: deque(maxlen=SAMPLES))
-    """Tokens of recent requests: the overhead is in none of them more than all."""
+    recent: deque[tuple[int, int]] = field(default_factory=lambda: deque(maxlen=SAMPLES))
+    """Bytes and tokens of recent requests: how far they are off the line is the margin, and in none of them is the
+    overhead more than all."""
     overhead: float = 0.0
     ratio: float = PRIOR_RATIO
     upper: float = PRIOR_UPPER
@@ -60,8 +59,7 @@ class Line:
 
     def learn(self, text_bytes: int, tokens: int) -> None:
         """Take in one request whose text had that many tokens."""
-        self.errors.append(tokens / self.at(text_bytes))
-        self.lengths.append(tokens)
+        self.recent.append((text_bytes, tokens))
         self.weight = self.weight * DECAY + 1
         self.text = self.text * DECAY + text_bytes
         self.tokens = self.tokens * DECAY + tokens
@@ -69,7 +67,7 @@ class Line:
         self.products = self.products * DECAY + text_bytes * tokens
         self.seen += 1
         self._fit()
-        ordered = sorted(self.errors)
+        ordered = sorted(actual / self.at(size) for size, actual in self.recent)
         self.upper = max(1.0, ordered[min(len(ordered) - 1, int(QUANTILE * len(ordered)))])
 
     def _fit(self) -> None:
@@ -78,7 +76,7 @@ class Line:
         self.overhead = 0.0
         if variance > (LEAST_SPREAD * text) ** 2:
             slope = (self.products / self.weight - text * tokens) / variance
-            self.overhead = min(max(0.0, tokens - slope * text), min(self.lengths))
+            self.overhead = min(max(0.0, tokens - slope * text), *(actual for _, actual in self.recent))
         self.ratio = max(0.0, tokens - self.overhead) / text
 
 
@@ -137,11 +135,11 @@ class PromptEstimator:
 
 def _plain(line: Line) -> list[Any]:
     sums = [line.weight, line.text, line.tokens, line.squares, line.products, line.seen]
-    return [sums, list(line.errors), list(line.lengths), [line.overhead, line.ratio, line.upper]]
+    return [sums, list(map(list, line.recent)), [line.overhead, line.ratio, line.upper]]
 
 
-def _line(sums: list[Any], errors: list[float], lengths: list[int], fitted: list[float]) -> Line:
+def _line(sums: list[Any], recent: list[tuple[int, int]], fitted: list[float]) -> Line:
     weight, text, tokens, squares, products, seen = sums
     overhead, ratio, upper = fitted
-    recent = deque(errors, maxlen=SAMPLES), deque(lengths, maxlen=SAMPLES)
-    return Line(weight, text, tokens, squares, products, seen, *recent, overhead, ratio, upper)
+    pairs = deque(((size, actual) for size, actual in recent), maxlen=SAMPLES)
+    return Line(weight, text, tokens, squares, products, seen, pairs, overhead, ratio, upper)
