@@ -38,7 +38,7 @@ def health_app(reporter: Reporter, registry: CollectorRegistry) -> FastAPI:
     return app
 
 
-def _local_only(request: Request) -> None:
+async def _local_only(request: Request) -> None:
     """Refuse everybody but the pod itself: requests name tenants and sizes."""
     host = request.client.host if request.client is not None else ""
     try:
