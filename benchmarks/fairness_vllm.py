@@ -132,7 +132,11 @@ async def run(
 def engine(folder: Path) -> AbstractContextManager[Vllm]:
     """Start the engine that the scenarios share."""
     return Vllm.start(
-        log=folder / "vllm.log", uds=folder / "vllm.sock", max_num_seqs=SEQUENCES, kv_tokens=KV_TOKENS
+        log=folder / "vllm.log",
+        uds=folder / "vllm.sock",
+        max_num_seqs=SEQUENCES,
+        max_model_len=KV_TOKENS // 2,
+        kv_tokens=KV_TOKENS,
     )
 
 

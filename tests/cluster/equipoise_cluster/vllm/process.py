@@ -114,9 +114,12 @@ class Vllm:
         """
         uds, port = options.get("uds"), options.get("port")
         host, model = options.get("host", "127.0.0.1"), options.get("model", "m")
-        kv_tokens = options.get("kv_tokens", 32_768)
+        kv_tokens, longest = options.get("kv_tokens", 32_768), options.get("max_model_len", 2048)
         if (uds is None) == (port is None):
             raise ValueError("give either uds or port: vLLM listens on one of them")
+        if kv_tokens < longest + KV_BLOCK:
+            # vLLM keeps one block for itself
+            raise ValueError(f"kv_tokens={kv_tokens} must be at least max_model_len + {KV_BLOCK}")
         environment = prepare(options.get("progress"))
         setpriv = shutil.which("setpriv")
         if setpriv is None:
@@ -127,7 +130,7 @@ class Vllm:
             *(str(environment.vllm), "serve", str(environment.model), "--served-model-name", model),
             *listen,
             *("--enforce-eager", "--dtype", "float32"),
-            *("--max-model-len", str(options.get("max_model_len", 2048))),
+            *("--max-model-len", str(longest)),
             *("--max-num-seqs", str(options.get("max_num_seqs", 8))),
             *("--scheduling-policy", options.get("scheduling_policy", "priority")),
             *("--block-size", str(KV_BLOCK), "--num-gpu-blocks-override", str(kv_tokens // KV_BLOCK)),
