@@ -50,7 +50,3 @@ class TenantQueue:
         elif len(self._heap) > 2 * len(self._living) + 16:
             self._heap = [entry for entry in self._heap if entry[0] in self._living]
             heapify(self._heap)
-
-    def requests(self) -> list[Request]:
-        """All queued requests, oldest first. O(n log n)."""
-        return [request for number, request in sorted(self._heap) if number in self._living]

@@ -194,3 +194,25 @@ def test_change_of_weight_with_requests_in_flight_widens_the_bound():
     scheduler.reconfigure(VTCSettings(), {"blue": TenantSettings(weight=10)}, 0.0)
     scheduler.next(0.0, room)
     assert max(scheduler.watch._lag) == 2 * 100
+
+
+def test_with_very_many_backlogged_tenants_the_landmarks_are_compared_in_turn(monkeypatch):
+    monkeypatch.setattr("equipoise_scheduling.bound.SEATS_A_LOOK", 2)
+
+    class Unfair(VTC):
+        def _key(self, name):
+            return FCFS._key(self, name)
+
+    world = World(Unfair(), [Client("light", 12), Client("aggressor", 60)], slots=8)
+    world.run(60)
+    assert not world.scheduler.bound(world.now).met
+
+
+def test_request_that_stays_in_flight_over_generations_keeps_counting():
+    scheduler = VTC(VTCSettings(prediction=PredictionSettings(prior_tokens=5)))
+    scheduler.enqueue(make_request("r", prompt=10, max_tokens=1000), 0.0)
+    (request,) = drain(scheduler)
+    for tick in range(3 * GENERATION):
+        scheduler.tick(float(tick))
+    scheduler.progress(request, 10, 400, 3.0 * GENERATION)
+    assert scheduler.bound(3.0 * GENERATION).undelivered == 10 + 2 * 400

@@ -436,3 +436,34 @@ def test_request_put_back_after_a_change_of_algorithm_costs_nothing(make):
 def test_unknown_algorithm_names_those_there_are():
     with pytest.raises(ValueError, match=f"'LIFO' is unknown: use one of {', '.join(SCHEDULERS)}"):
         create("LIFO", SchedulerSettings(), {})
+
+
+def test_state_of_a_snapshot_that_makes_no_sense_is_refused_by_name():
+    for algorithm, state, complaint in [
+        ("RoundRobin", {"places": 3, "served": [0, 0]}, "state.places must be a list"),
+        ("RoundRobin", {"places": [], "served": [0]}, "state.served a pair"),
+        ("VTC", {"counters": {"a": 1.5}, "last_left": None}, "state.counters must map tenants to integers"),
+        ("VTC", {"counters": {"a": 1}, "last_left": "b"}, "state.last_left must be one of"),
+    ]:
+        scheduler = SCHEDULERS[algorithm]()
+        with pytest.raises(ValueError, match=complaint):
+            scheduler.restore({**scheduler.snapshot(), "state": state})
+
+
+def test_new_prediction_settings_replace_the_predictor_and_equal_ones_keep_what_it_learnt(make):
+    scheduler = make()
+    finish(scheduler, fill(scheduler, "a") and drain(scheduler), 6)
+    scheduler.reconfigure(scheduler.settings_type(max_queued=9), {}, 0.0)
+    (request,) = fill(scheduler, "a", now=1.0, max_tokens=1000)
+    assert request.predicted_tokens == (4 * 256 + 6) // 5
+    nothing = scheduler.settings_type(prediction=PredictionSettings(kind="None"))
+    scheduler.reconfigure(nothing, {}, 0.0)
+    assert drain(scheduler) == [request]
+    assert request.predicted_tokens is None
+    fresh = make(prediction=PredictionSettings(kind="None"))
+    fresh.restore(json.loads(json.dumps(scheduler.snapshot())))
+
+
+def test_only_token_counting_schedulers_publish_a_bound(make, algorithm):
+    assert (make().bound(0.0) is None) == (algorithm in {"FCFS", "RoundRobin"})
+    assert make().refused() == []

@@ -254,3 +254,24 @@ def test_settings_out_of_range_are_refused_by_name(settings, complaint):
 
 def test_future_peak_of_nothing_is_nothing():
     assert future_peak([], 0, 0) == (0, 0, 0)
+
+
+def test_output_is_never_expected_to_exceed_the_context():
+    made = gate(pool=1000, context_tokens=200)
+    made.start(request("a", 150, max_tokens=900))
+    assert made.outstanding == 50
+
+
+def test_late_or_repeated_counts_change_nothing():
+    made = gate()
+    sent = request("a", 100, predicted=50)
+    made.start(sent)
+    made.progress(sent, 100, 10)
+    made.progress(sent, 100, 4)
+    assert made.used == 110
+
+
+def test_reserve_saturation_is_of_what_is_reserved():
+    made = gate(pool=1000, kind="reserve")
+    made.start(request("a", 100, max_tokens=300))
+    assert made.saturation() == pytest.approx(0.4)
