@@ -35,6 +35,11 @@ class Load:
     speed: float
     """The engines' speed in the trace's time; 1 is the profile's own."""
 
+    @property
+    def capacity(self) -> float:
+        """Weighted tokens a second of the trace that the engines can serve."""
+        return sum(row.cost for row in self.trace.rows) / self.trace.seconds / self.ratio
+
 
 def load_trace(path: Path | None, seconds: float | None) -> Trace:
     """Read a trace, or make the look-alike; all of it, or its first `seconds`. TraceError or OSError when it cannot be read."""

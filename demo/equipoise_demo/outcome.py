@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 
 from equipoise_scheduling.measures import (
@@ -10,6 +9,7 @@ from equipoise_scheduling.measures import (
     ServiceSeries,
     Summary,
     jain,
+    max_min,
     service_difference,
     summary,
 )
@@ -56,6 +56,8 @@ class TenantResult:
     failed: int
     demand: float
     """Weighted tokens a second asked for while the trace lasted."""
+    entitled: float
+    """Weighted tokens a second that are this tenant's by max-min fairness: all of its demand, or an equal share."""
     service: float
     """Weighted tokens a second received in that time."""
     ttft: Summary
@@ -70,8 +72,10 @@ class Result:
     """Length of the trace; what comes after it, while queues empty, counts for no rate."""
     difference: Difference
     jain: float
-    """Over the service of the tenants that asked for at least an equal share: they are entitled to the same."""
+    """Over the service of the tenants that asked for more than their share: they are entitled to the same."""
     ttft: Summary
+    ttft_within_share: Summary
+    """Of the tenants that asked for no more than their share: what isolation is for."""
     tokens_per_second: float
     finished: int
     failed: int
@@ -80,32 +84,36 @@ class Result:
     series: dict[str, ServiceSeries]
 
 
-def measure(algorithm: str, outcomes: list[Outcome], seconds: float) -> Result:
-    """Derive the measures of a replay of a trace that lasted `seconds`."""
+def measure(algorithm: str, outcomes: list[Outcome], seconds: float, capacity: float) -> Result:
+    """Derive the measures of a replay of a trace that lasted `seconds`, on engines that serve `capacity` weighted tokens/s."""
     series = _series(outcomes)
-    tenants = sorted(
-        (_tenant(name, outcomes, series[name], seconds) for name in series), key=lambda row: -row.demand
-    )
-    half = WINDOW_SECONDS / 2
-    ticks = [half + TICK_SECONDS * n for n in range(int((seconds - WINDOW_SECONDS) / TICK_SECONDS) + 1)]
-    ticks = ticks or [seconds / 2]
-    received = sum(row.service for row in tenants)
-    backlogged = [row.service for row in tenants if row.demand >= received / len(tenants)]
-    ttfts = [outcome.ttft for outcome in outcomes if outcome.ttft is not None]
+    asked = dict.fromkeys(series, 0.0)
+    for outcome in outcomes:
+        asked[outcome.tenant] += outcome.demand / seconds
+    entitled = dict(zip(asked, max_min(list(asked.values()), [1.0] * len(asked), capacity), strict=True))
+    tenants = [
+        _tenant(
+            name,
+            [outcome for outcome in outcomes if outcome.tenant == name],
+            service=series[name].received(0.0, seconds) / seconds,
+            demand=asked[name],
+            entitled=entitled[name],
+        )
+        for name in asked
+    ]
+    tenants.sort(key=lambda row: (-row.demand, row.tenant))
+    within = {row.tenant for row in tenants if row.entitled >= row.demand * (1 - 1e-9)}
+    half = min(WINDOW_SECONDS, seconds) / 2
+    ticks = [half + TICK_SECONDS * n for n in range(int((seconds - 2 * half) / TICK_SECONDS) + 1)]
     failed = sum(outcome.error is not None for outcome in outcomes)
-    generated = sum(count for outcome in outcomes for time, count in outcome.tokens if time < seconds)
-    prefilled = sum(
-        outcome.input_tokens
-        for outcome in outcomes
-        if outcome.first_token is not None and outcome.first_token < seconds
-    )
     return Result(
         algorithm=algorithm,
         seconds=seconds,
-        difference=service_difference(series, ticks, min(WINDOW_SECONDS, seconds)),
-        jain=jain(backlogged),
-        ttft=summary(ttfts),
-        tokens_per_second=(generated + prefilled) / seconds,
+        difference=service_difference(series, ticks, 2 * half),
+        jain=jain([row.service for row in tenants if row.tenant not in within]),
+        ttft=summary(_ttfts(outcomes)),
+        ttft_within_share=summary(_ttfts([outcome for outcome in outcomes if outcome.tenant in within])),
+        tokens_per_second=_tokens_before(outcomes, seconds) / seconds,
         finished=len(outcomes) - failed,
         failed=failed,
         tenants=tenants,
@@ -113,15 +121,27 @@ def measure(algorithm: str, outcomes: list[Outcome], seconds: float) -> Result:
     )
 
 
-def _tenant(name: str, outcomes: list[Outcome], series: ServiceSeries, seconds: float) -> TenantResult:
-    own = [outcome for outcome in outcomes if outcome.tenant == name]
+def _ttfts(outcomes: list[Outcome]) -> list[float]:
+    return [outcome.ttft for outcome in outcomes if outcome.ttft is not None]
+
+
+def _tokens_before(outcomes: list[Outcome], seconds: float) -> int:
+    generated = sum(count for outcome in outcomes for time, count in outcome.tokens if time < seconds)
+    begun = [
+        outcome for outcome in outcomes if outcome.first_token is not None and outcome.first_token < seconds
+    ]
+    return generated + sum(outcome.input_tokens for outcome in begun)
+
+
+def _tenant(name: str, own: list[Outcome], *, service: float, demand: float, entitled: float) -> TenantResult:
     return TenantResult(
         tenant=name,
         requests=len(own),
         failed=sum(outcome.error is not None for outcome in own),
-        demand=math.fsum(outcome.demand for outcome in own) / seconds,
-        service=series.received(0.0, seconds) / seconds,
-        ttft=summary([outcome.ttft for outcome in own if outcome.ttft is not None]),
+        demand=demand,
+        entitled=entitled,
+        service=service,
+        ttft=summary(_ttfts(own)),
     )
 
 

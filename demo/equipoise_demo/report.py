@@ -10,10 +10,16 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from equipoise_demo.outcome import Result, TenantResult
 
+HEADINGS = ("tenant", "requests", "asked", "entitled", "service", "TTFT p50", "TTFT p99")
+EXPLANATION = (
+    "Asked, entitled (max-min fair) and service are weighted tokens a second (input 1, output 2) while the trace lasted; "
+    "times are in the trace's seconds."
+)
 SHOWN = 12
 """Tenants in the table on the terminal; the files have all."""
 
@@ -32,33 +38,33 @@ def as_markdown(before: Result, after: Result, facts: dict[str, Any]) -> str:
     lines += [f"| {name} | {one} | {two} |" for name, one, two in summary_rows(before, after)]
     lines += [
         "",
-        "Service is in weighted tokens a second (input 1, output 2) while the trace lasted; all times are in the trace's seconds.",
+        f"{EXPLANATION} Before the arrow {before.algorithm}, after it {after.algorithm}.",
         "",
-        "| tenant | requests | asked | " + " | ".join(_columns(before, after)) + " |",
-        "| --- |" + " ---: |" * 8,
+        "| " + " | ".join(HEADINGS) + " |",
+        "| --- |" + " ---: |" * (len(HEADINGS) - 1),
     ]
     lines += ["| " + " | ".join(row) + " |" for row in tenant_rows(before, after)]
     return "\n".join(lines) + "\n"
 
 
-def _columns(before: Result, after: Result) -> list[str]:
-    names = (before.algorithm, after.algorithm)
-    return [f"{measure} {name}" for measure in ("service", "TTFT p50", "TTFT p99") for name in names]
-
-
 def summary_rows(before: Result, after: Result) -> list[tuple[str, str, str]]:
     """Return name and both values of each measure over all tenants."""
 
-    def row(name: str, value: Any) -> tuple[str, str, str]:
+    def row(name: str, value: Callable[[Result], str]) -> tuple[str, str, str]:
         return name, value(before), value(after)
 
     return [
         row("service difference, mean (tokens/s)", lambda result: f"{result.difference.mean:.0f}"),
         row("service difference, max (tokens/s)", lambda result: f"{result.difference.max:.0f}"),
-        row("Jain's index of the backlogged", lambda result: f"{result.jain:.3f}"),
-        row("TTFT p50 (s)", lambda result: _seconds(result.ttft.p50)),
-        row("TTFT p90 (s)", lambda result: _seconds(result.ttft.p90)),
-        row("TTFT p99 (s)", lambda result: _seconds(result.ttft.p99)),
+        row("Jain's index, tenants that want more than their share", lambda result: f"{result.jain:.3f}"),
+        row(
+            "TTFT p50, tenants within their share (s)", lambda result: _seconds(result.ttft_within_share.p50)
+        ),
+        row(
+            "TTFT p99, tenants within their share (s)", lambda result: _seconds(result.ttft_within_share.p99)
+        ),
+        row("TTFT p50, all (s)", lambda result: _seconds(result.ttft.p50)),
+        row("TTFT p99, all (s)", lambda result: _seconds(result.ttft.p99)),
         row("throughput (tokens/s)", lambda result: f"{result.tokens_per_second:.0f}"),
         row("finished / failed", lambda result: f"{result.finished} / {result.failed}"),
     ]
@@ -67,17 +73,19 @@ def summary_rows(before: Result, after: Result) -> list[tuple[str, str, str]]:
 def tenant_rows(before: Result, after: Result) -> list[tuple[str, ...]]:
     """Return a row a tenant, those with the most demand first."""
     others = {row.tenant: row for row in after.tenants}
+
+    def both(row: TenantResult, value: Callable[[TenantResult], str]) -> str:
+        return f"{value(row)} → {value(others[row.tenant])}"
+
     return [
         (
             row.tenant,
             str(row.requests),
             f"{row.demand:.0f}",
-            f"{row.service:.0f}",
-            f"{others[row.tenant].service:.0f}",
-            _seconds(row.ttft.p50),
-            _seconds(others[row.tenant].ttft.p50),
-            _seconds(row.ttft.p99),
-            _seconds(others[row.tenant].ttft.p99),
+            f"{row.entitled:.0f}",
+            both(row, lambda each: f"{each.service:.0f}"),
+            both(row, lambda each: _seconds(each.ttft.p50)),
+            both(row, lambda each: _seconds(each.ttft.p99)),
         )
         for row in before.tenants
     ]
@@ -91,14 +99,11 @@ def tables(before: Result, after: Result) -> tuple[Table, Table]:
     totals.add_column(after.algorithm, justify="right", style="bold")
     for row in summary_rows(before, after):
         totals.add_row(*row)
-    names = (before.algorithm, after.algorithm)
-    tenants = Table(title="Per tenant: weighted tokens/s, and seconds of the trace to the first token")
-    tenants.add_column("tenant", no_wrap=True)
-    for heading in ("requests", "asked"):
-        tenants.add_column(heading, justify="right")
-    for heading in ("service", "TTFT p50", "TTFT p99"):
-        for name in names:
-            tenants.add_column(f"{heading}\n{name}", justify="right")
+    tenants = Table(
+        title=f"Per tenant: weighted tokens/s; seconds of the trace; {before.algorithm} → {after.algorithm}"
+    )
+    for heading in HEADINGS:
+        tenants.add_column(heading, justify="left" if heading == "tenant" else "right", no_wrap=True)
     rows = tenant_rows(before, after)
     for cells in rows[:SHOWN]:
         tenants.add_row(*cells)
@@ -125,6 +130,7 @@ def _plain(result: Result) -> dict[str, Any]:
         "service_difference": _finite(asdict(result.difference)),
         "jain": result.jain,
         "ttft_seconds": _finite(asdict(result.ttft)),
+        "ttft_within_share_seconds": _finite(asdict(result.ttft_within_share)),
         "tokens_per_second": result.tokens_per_second,
         "finished": result.finished,
         "failed": result.failed,

@@ -85,7 +85,7 @@ class Story:
         if sdk.wrong:
             raise DemoError(f"{algorithm}: answers through the OpenAI SDK were wrong: {'; '.join(sdk.wrong)}")
         self.texts += sdk.right
-        result = measure(algorithm, outcome.outcomes, trace.seconds)
+        result = measure(algorithm, outcome.outcomes, trace.seconds, self.load.capacity)
         if result.failed:
             errors = sorted({each.error for each in outcome.outcomes if each.error})
             self.notes.append(f"{algorithm}: {result.failed} requests failed: {'; '.join(errors[:3])}")

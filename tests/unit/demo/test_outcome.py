@@ -18,9 +18,10 @@ def outcome(tenant, arrival, first, tokens, *, every=1.0, prompt=10, error=None)
 
 
 def test_service_counts_while_the_trace_lasts_and_demand_from_arrival():
-    result = measure("FCFS", [outcome("a", 0.0, 2.0, 200)], 100.0)
+    result = measure("FCFS", [outcome("a", 0.0, 2.0, 200)], 100.0, 3.0)
     (row,) = result.tenants
     assert row.demand == (10 + 2 * 200) / 100
+    assert row.entitled == 3.0
     assert row.service == (10 + 2 * 98) / 100  # tokens at 2, 3, ..., 99 s
     assert result.tokens_per_second == (10 + 98) / 100
     assert (row.ttft.p50, result.ttft.p99) == (2.0, 2.0)
@@ -28,9 +29,9 @@ def test_service_counts_while_the_trace_lasts_and_demand_from_arrival():
 
 def test_equal_service_has_no_difference_and_a_starved_tenant_all_of_it():
     equal = [outcome(tenant, 0.0, 1.0, 119) for tenant in "ab"]
-    assert measure("VTC", equal, 120.0).difference.max == pytest.approx(0.0, abs=1e-9)
+    assert measure("VTC", equal, 120.0, 2.0).difference.max == pytest.approx(0.0, abs=1e-9)
     starved = [outcome("a", 0.0, 1.0, 119), outcome("b", 0.0, None, 119)]
-    result = measure("FCFS", starved, 120.0)
+    result = measure("FCFS", starved, 120.0, 2.0)
     assert result.difference.max > 0
     assert result.jain == pytest.approx(0.5, abs=0.01)
 
@@ -38,11 +39,20 @@ def test_equal_service_has_no_difference_and_a_starved_tenant_all_of_it():
 def test_jains_index_leaves_out_those_who_asked_for_little():
     heavy = [outcome(tenant, 0.0, 1.0, 100, every=0.5) for tenant in "ab"]
     light = [outcome("c", 0.0, 1.0, 2)]
-    assert measure("VTC", [*heavy, *light], 60.0).jain == pytest.approx(1.0, abs=0.01)
+    assert measure("VTC", [*heavy, *light], 60.0, 3.0).jain == pytest.approx(1.0, abs=0.01)
+
+
+def test_who_asks_for_no_more_than_an_equal_share_is_within_it():
+    """b asks for 0.5 of a capacity of 2 and is entitled to all of it; a and c share the rest."""
+    requests = [outcome("a", 0.0, 9.0, 95), outcome("b", 0.0, 1.0, 20), outcome("c", 0.0, 8.0, 95)]
+    result = measure("VTC", requests, 100.0, 2.0)
+    assert {row.tenant: row.entitled for row in result.tenants} == {"a": 0.75, "b": 0.5, "c": 0.75}
+    assert result.ttft_within_share.p99 == 1.0
+    assert result.ttft.p50 == 8.0
 
 
 def test_failures_are_counted_and_have_no_latency():
-    result = measure("FCFS", [outcome("a", 0.0, None, 5, error="cut"), outcome("a", 1.0, 2.0, 5)], 60.0)
+    result = measure("FCFS", [outcome("a", 0.0, None, 5, error="cut"), outcome("a", 1.0, 2.0, 5)], 60.0, 1.0)
     assert (result.finished, result.failed, result.tenants[0].failed) == (1, 1, 1)
     assert result.tenants[0].ttft.p99 == 1.0
 
@@ -59,7 +69,7 @@ def results():
         outcome("light", 5.0, 6.0, 10),
         outcome("lost", 5.0, 7.0, 3),
     ]
-    return measure("FCFS", before, 120.0), measure("VTC", after, 120.0)
+    return measure("FCFS", before, 120.0, 2.0), measure("VTC", after, 120.0, 2.0)
 
 
 def test_a_report_has_tables_and_a_plot(results, tmp_path):
@@ -75,7 +85,7 @@ def test_a_report_has_tables_and_a_plot(results, tmp_path):
         "lost": None,
     }
     markdown = files[1].read_text()
-    assert "| light | 1 | 0 | 0 | 0 | 55.0 | 1.0 | 55.0 | 1.0 |" in markdown
+    assert "| light | 1 | 0 | 0 | 0 → 0 | 55.0 → 1.0 | 55.0 → 1.0 |" in markdown
     assert "| finished / failed | 2 / 1 | 3 / 0 |" in markdown
     png = files[2].read_bytes()
     assert png.startswith(b"\x89PNG")
@@ -91,4 +101,4 @@ def test_the_terminals_tables_name_both_algorithms(results):
 
 
 def test_nothing_at_all_makes_no_report_of_numbers():
-    assert math.isnan(measure("FCFS", [outcome("a", 0.0, None, 1, error="x")], 60.0).ttft.p50)
+    assert math.isnan(measure("FCFS", [outcome("a", 0.0, None, 1, error="x")], 60.0, 1.0).ttft.p50)
