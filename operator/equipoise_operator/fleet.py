@@ -35,6 +35,15 @@ REMEMBERED = 2
 log = structlog.get_logger(__name__)
 
 
+@dataclass(frozen=True, slots=True)
+class _Refusal:
+    """A revision that a sidecar refused."""
+
+    revision: str
+    again_at: float
+    error: RefusedError
+
+
 @dataclass(slots=True, eq=False)
 class Member:
     """One sidecar."""
@@ -52,8 +61,7 @@ class Member:
     """Epoch of the newest push that it took."""
     error: SidecarError | None = None
     """Why the last call failed; None after one that did not."""
-    refused: tuple[str, float] | None = None
-    """A revision that it refused, and when it may be tried again."""
+    refused: _Refusal | None = None
     wake: asyncio.Event = field(default_factory=asyncio.Event)
 
 
@@ -180,6 +188,9 @@ class Fleet:
         await self._push(member)
         await self._read(member)
         await self._push(member)
+        want = self._configs.get(member.policy)
+        if member.refused is not None and want is not None and member.refused.revision == want.revision:
+            raise member.refused.error
 
     async def _read(self, member: Member) -> None:
         state = await self._client.state(member.pod)
@@ -200,15 +211,14 @@ class Fleet:
             return
         if member.held == want.revision and member.term == self._epoch():
             return
-        if member.refused is not None:
-            revision, until = member.refused
-            if revision == want.revision and self._clock() < until:
-                return
+        refused = member.refused
+        if refused is not None and refused.revision == want.revision and self._clock() < refused.again_at:
+            return
         try:
             result = await self._pusher.push(member.pod, want, self._known(member.policy, member.held or ""))
         except RefusedError as refusal:
             if refusal.status in (413, 422):
-                member.refused = (want.revision, self._clock() + REFUSED_SECONDS)
+                member.refused = _Refusal(want.revision, self._clock() + REFUSED_SECONDS, refusal)
             raise
         member.held, member.term = result.revision, result.epoch
         member.refused = None

@@ -6,6 +6,9 @@ leader renews every `retry` seconds with a deadline for each call, and holds its
 after the *start* of the last renewal that succeeded. That instant is compared with a clock that runs while the process is
 stopped, so a leader that wakes after SIGSTOP knows before it does anything that its time is over. Successors wait
 `duration` seconds; what a leader has begun must end within the difference.
+
+Where somebody deletes the Lease its holder takes it again, and candidates that saw it wait as if it were there. One that
+starts in that moment does not know better: for a renewal's time there may be two, of which sidecars refuse the lower epoch.
 """
 
 from __future__ import annotations
@@ -52,6 +55,16 @@ class Timing:
         return self.duration - self.renew
 
 
+@dataclass(frozen=True, slots=True)
+class _Record:
+    """What a candidate saw in the Lease last. A Lease that vanishes is not released."""
+
+    holder: str = ""
+    epoch: int = 0
+    renewed: str = ""
+    duration: float = 0.0
+
+
 def boot_clock() -> float:
     """Seconds on a clock that goes on while the process is stopped and while the machine sleeps."""
     return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
@@ -79,8 +92,8 @@ class Leader:
         self._clock = clock
         self._valid_until = float("-inf")
         self._lease: Json = {}
-        self._observed: tuple[object, ...] = ()
-        self._observed_at = clock()
+        self._seen = _Record()
+        self._seen_at = clock()
         self._writing = asyncio.Lock()
         self.epoch = 0
         """leaseTransitions of our term."""
@@ -167,26 +180,34 @@ class Leader:
         except ApiError as error:
             if error.status != 404:
                 raise
-            return await self._create(1)
-        spec = lease.get("spec", {})
-        holder = spec.get("holderIdentity") or ""
-        seen = (holder, spec.get("renewTime"), spec.get("leaseTransitions"))
-        if seen != self._observed:
-            self._observed, self._observed_at = seen, self._clock()
-        duration = float(spec.get("leaseDurationSeconds") or self.timing.duration)
+            lease = None
+        else:
+            self._observe(lease.get("spec", {}))
+        seen = self._seen
         # The same pod's name: a container restarts only after its former process has ended.
-        ours = holder.rpartition("_")[0] == self._candidate
-        if holder and not ours and self._clock() - self._observed_at <= duration:
+        ours = seen.holder.rpartition("_")[0] == self._candidate
+        if seen.holder and not ours and self._clock() - self._seen_at <= seen.duration:
             return False
+        if lease is None:
+            return await self._create(seen.epoch + 1)
         self._lease = lease
-        started = self._clock()
         try:
-            await self._write(int(spec.get("leaseTransitions") or 0) + 1, started, acquired=_now())
+            await self._write(seen.epoch + 1, self._clock(), acquired=_now())
         except ApiError as error:
             if error.status != 409:
                 raise
             return False
         return True
+
+    def _observe(self, spec: Json) -> None:
+        seen = _Record(
+            holder=spec.get("holderIdentity") or "",
+            epoch=int(spec.get("leaseTransitions") or 0),
+            renewed=spec.get("renewTime") or "",
+            duration=float(spec.get("leaseDurationSeconds") or self.timing.duration),
+        )
+        if seen != self._seen:
+            self._seen, self._seen_at = seen, self._clock()
 
     async def _create(self, epoch: int) -> bool:
         started = self._clock()

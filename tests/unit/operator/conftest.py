@@ -1,6 +1,7 @@
 """Builders of the objects that the operator sees, and an API server of a few lines for what talks to one."""
 
 import base64
+import copy
 import itertools
 from types import SimpleNamespace
 
@@ -46,13 +47,20 @@ def secret_body(name, namespace="team", *, meta=None, kind="Opaque", entries=Non
     return {"metadata": metadata(name, namespace, **(meta or {})), "type": kind, "data": data}
 
 
-def pod_body(name, namespace="team", *, meta=None, labels=None, ip="10.0.0.1", running=True, ports=(), env=()):
+def pod_body(
+    name, namespace="team", *, meta=None, labels=None, ip="10.0.0.1", running=True, ports=(), env=()
+):
     state = {"running": {"startedAt": "2026-01-01T00:00:00Z"}} if running else {"waiting": {}}
     return {
         "metadata": metadata(name, namespace, labels=labels or {"app": "vllm"}, **(meta or {})),
         "spec": {
             "initContainers": [
-                {"name": names.SIDECAR_CONTAINER, "restartPolicy": "Always", "ports": list(ports), "env": list(env)}
+                {
+                    "name": names.SIDECAR_CONTAINER,
+                    "restartPolicy": "Always",
+                    "ports": list(ports),
+                    "env": list(env),
+                }
             ],
             "containers": [{"name": "vllm"}],
         },
@@ -82,7 +90,9 @@ def compiled(tenants=(), *, policy=None, secrets=(), unlabelled=(), hmac_keys=(H
 
 def state(**fields):
     tenants = fields.pop("tenants", [])
-    return SidecarState.model_validate({"ready": True, "engine": {"signalStale": False}, **fields, "tenants": tenants})
+    return SidecarState.model_validate(
+        {"ready": True, "engine": {"signalStale": False}, **fields, "tenants": tenants}
+    )
 
 
 class FakeApi:
@@ -148,23 +158,28 @@ class FakeApi:
     def _read(self, where):
         if where not in self.objects:
             raise ApiError(404, "NotFound", where)
-        return self.objects[where]
+        return copy.deepcopy(self.objects[where])
 
     def _store(self, where, body):
         self.version += 1
         held = self.objects.get(where, {})
-        uid = held.get("metadata", {}).get("uid") or body.get("metadata", {}).get("uid") or f"uid-{self.version}"
+        uid = (
+            held.get("metadata", {}).get("uid")
+            or body.get("metadata", {}).get("uid")
+            or f"uid-{self.version}"
+        )
         meta = dict(body.get("metadata", {})) | {"resourceVersion": str(self.version), "uid": uid}
         if where.startswith("/api/v1/namespaces/"):
             meta.setdefault("namespace", where.split("/")[4])
-        self.objects[where] = dict(body) | {"metadata": meta}
-        return self.objects[where]
+        self.objects[where] = copy.deepcopy(dict(body) | {"metadata": meta})
+        return copy.deepcopy(self.objects[where])
 
 
 @pytest.fixture(scope="session")
 def make():
     """Builders, for the tests of this folder."""
     return SimpleNamespace(
+        FakeApi=FakeApi,
         HMAC=HMAC,
         compiled=compiled,
         metadata=metadata,

@@ -113,7 +113,9 @@ def test_a_foreign_weight_is_bounded_and_the_tenant_told(make):
 def test_a_missing_secret_is_listed_for_a_second_look(make):
     policy = make.policy_body(engine={"apiKeySecret": {"name": "engine"}})
     compiled = make.compiled(
-        [make.tenant_body("a", secrets=["here", "gone"])], policy=policy, secrets=[make.secret_body("here", a="x" * 32)]
+        [make.tenant_body("a", secrets=["here", "gone"])],
+        policy=policy,
+        secrets=[make.secret_body("here", a="x" * 32)],
     )
     assert compiled.missing_secrets == {("team", "gone"), ("team", "engine")}
 
@@ -145,7 +147,9 @@ def clusters(draw):
 def test_no_identity_has_two_owners_and_the_order_of_the_objects_means_nothing(make, cluster):
     secrets, tenants, random = cluster
     bodies = [
-        make.tenant_body(name, namespace, secrets=uses, headers=headers, weight=weight, meta={"created": created})
+        make.tenant_body(
+            name, namespace, secrets=uses, headers=headers, weight=weight, meta={"created": created}
+        )
         for (name, namespace), (uses, headers, weight, created) in tenants.items()
     ]
     secret_bodies = [

@@ -77,9 +77,9 @@ def test_a_secret_that_is_no_use_says_why_and_gives_nothing(make, resolve, secre
 
 
 def test_a_bad_entry_does_not_spoil_a_good_one(make, resolve):
-    claims = resolve(
-        [make.tenant("blue", secrets=["keys"])], [make.secret("keys", good=KEY, bad="short")]
-    )["team/blue"]
+    claims = resolve([make.tenant("blue", secrets=["keys"])], [make.secret("keys", good=KEY, bad="short")])[
+        "team/blue"
+    ]
     assert len(claims.digests) == 1
     assert reasons(claims) == [Reason.KEY_TOO_SHORT]
 

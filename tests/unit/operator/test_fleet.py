@@ -1,0 +1,296 @@
+"""Each sidecar gets what it should hold, on the loop's own clock, whatever it did before."""
+
+import asyncio
+
+import pytest
+
+from equipoise_api.sidecar_config import Problem, PushResult, SidecarConfig
+from equipoise_api.sidecar_state import SidecarState
+from equipoise_operator.fleet import Fleet
+from equipoise_operator.leader import NotLeadingError
+from equipoise_operator.push import Pusher
+from equipoise_operator.sidecar_client import RefusedError, SidecarError
+
+pytestmark = pytest.mark.looptime
+POLICY = "uid-team-policy"
+
+
+class Network:
+    """Sidecars by pod uid, behind the client's interface; each can be down, refuse, or restart."""
+
+    def __init__(self):
+        self.configs = {}
+        self.pairs = {}
+        self.incarnations = {}
+        self.down = set()
+        self.refusing = set()
+        self.pushes = []
+        self.polls = 0
+        self.in_flight = 0
+        self.most = 0
+        self.error = None
+
+    async def call(self, pod):
+        self.in_flight += 1
+        self.most = max(self.most, self.in_flight)
+        try:
+            await asyncio.sleep(0.01)
+            if self.error is not None:
+                raise self.error
+            if pod.uid in self.down:
+                raise SidecarError("Unreachable", "connection refused")
+        finally:
+            self.in_flight -= 1
+
+    async def state(self, pod):
+        self.polls += 1
+        await self.call(pod)
+        config = self.configs.get(pod.uid)
+        pair = self.pairs.get(pod.uid, (0, 0))
+        return SidecarState(
+            incarnation=self.incarnations.get(pod.uid, "first"),
+            revision=config.revision if config else None,
+            epoch=pair[0],
+            sequence=pair[1],
+        )
+
+    async def put(self, pod, body, revision, *, epoch, sequence):
+        await self.call(pod)
+        return self.take(pod, "PUT", SidecarConfig.model_validate_json(body), epoch, sequence)
+
+    async def patch(self, pod, patch):
+        await self.call(pod)
+        config = self.configs.get(pod.uid)
+        if config is None or config.revision != patch.base_revision:
+            raise RefusedError(412, Problem(message="other base"))
+        tenants = {tenant.id: tenant for tenant in config.tenants} | {t.id: t for t in patch.tenants}
+        kept = [tenants[name] for name in sorted(tenants) if name not in patch.removed]
+        return self.take(
+            pod, "PATCH", config.model_copy(update={"tenants": kept}), patch.epoch, patch.sequence
+        )
+
+    def take(self, pod, method, config, epoch, sequence):
+        self.pushes.append((pod.uid, method, epoch, asyncio.get_running_loop().time()))
+        if pod.uid in self.refusing:
+            raise RefusedError(422, Problem(message="no", field="queue"))
+        applied = self.configs.get(pod.uid) != config
+        self.configs[pod.uid], self.pairs[pod.uid] = config, (epoch, sequence)
+        return PushResult(revision=config.revision, epoch=epoch, sequence=sequence, applied=applied)
+
+    def restart(self, uid, *, forget=True):
+        self.incarnations[uid] = "again"
+        if forget:
+            self.configs.pop(uid, None)
+
+    async def close(self):
+        pass
+
+
+@pytest.fixture
+def network():
+    return Network()
+
+
+@pytest.fixture
+async def fleet(network):
+    async def raise_above(epoch):
+        made.term = epoch + 1
+
+    clock = asyncio.get_running_loop().time
+    pusher = Pusher(network, epoch=lambda: made.term, raise_above=raise_above)
+    made = Fleet(network, pusher, epoch=lambda: made.term, clock=clock, seed=1)
+    made.term = 1
+    yield made
+    await made.close()
+
+
+def assign(fleet, pods, policy=POLICY):
+    fleet.assign("team", pods, {pod.uid: policy for pod in pods})
+
+
+async def test_a_sidecar_gets_its_policys_configuration(make, fleet, network):
+    want = make.compiled([make.tenant_body("blue")])
+    fleet.configure(POLICY, want)
+    assign(fleet, [make.pod("a"), make.pod("b")])
+    await asyncio.sleep(0.5)
+    assert network.configs == {"uid-team-a": want.config, "uid-team-b": want.config}
+    assert fleet.census() == {"all": 2, "synced": 2, "failing": 0, "outdated": 0}
+
+
+async def test_a_sidecar_that_no_policy_selects_gets_a_pass_through(make, fleet, network):
+    assign(fleet, [make.pod("a")], policy=None)
+    await asyncio.sleep(0.5)
+    assert network.configs["uid-team-a"] == SidecarConfig()
+
+
+async def test_nothing_is_pushed_before_the_first_compile(make, fleet, network):
+    assign(fleet, [make.pod("a")])
+    await asyncio.sleep(3)
+    assert network.configs == {}
+    assert network.polls > 0
+
+
+async def test_a_change_reaches_every_sidecar_at_once_as_a_patch(make, fleet, network):
+    fleet.configure(POLICY, make.compiled([make.tenant_body("blue")]))
+    pods = [make.pod(f"p{i}") for i in range(10)]
+    assign(fleet, pods)
+    await asyncio.sleep(5)
+    changed = make.compiled([make.tenant_body("blue", weight=9)])
+    network.pushes.clear()
+    began = asyncio.get_running_loop().time()
+    fleet.configure(POLICY, changed)
+    await asyncio.sleep(1)
+    assert {uid for uid, *_ in network.pushes} == {pod.uid for pod in pods}
+    assert {method for _, method, *_ in network.pushes} == {"PATCH"}
+    assert all(at - began < 0.2 for *_, at in network.pushes)
+    assert all(config == changed.config for config in network.configs.values())
+
+
+async def test_what_is_held_already_is_not_pushed_again(make, fleet, network):
+    fleet.configure(POLICY, make.compiled())
+    assign(fleet, [make.pod("a")])
+    await asyncio.sleep(10)
+    assert len(network.pushes) == 1
+    fleet.configure(POLICY, make.compiled())
+    await asyncio.sleep(10)
+    assert len(network.pushes) == 1
+
+
+async def test_a_sidecar_that_restarts_and_forgets_gets_it_again_within_two_seconds(make, fleet, network):
+    want = make.compiled()
+    fleet.configure(POLICY, want)
+    assign(fleet, [make.pod("a")])
+    await asyncio.sleep(3.3)
+    network.restart("uid-team-a")
+    await asyncio.sleep(2)
+    assert network.configs["uid-team-a"] == want.config
+
+
+async def test_a_sidecar_that_comes_up_late_gets_it_within_two_seconds(make, fleet, network):
+    want = make.compiled()
+    network.down.add("uid-team-a")
+    fleet.configure(POLICY, want)
+    assign(fleet, [make.pod("a")])
+    await asyncio.sleep(300)
+    (member,) = fleet.members(POLICY)
+    assert member.error.reason == "Unreachable"
+    network.down.clear()
+    await asyncio.sleep(2)
+    assert network.configs["uid-team-a"] == want.config
+    assert member.error is None
+
+
+async def test_one_that_is_down_holds_up_nobody(make, fleet, network):
+    fleet.configure(POLICY, make.compiled())
+    network.down.add("uid-team-a")
+    assign(fleet, [make.pod("a"), make.pod("b")])
+    await asyncio.sleep(0.5)
+    assert set(network.configs) == {"uid-team-b"}
+
+
+async def test_a_new_leader_pushes_even_what_is_held_and_only_an_empty_patch(make, fleet, network):
+    want = make.compiled([make.tenant_body("blue")])
+    network.configs["uid-team-a"] = want.config
+    network.pairs["uid-team-a"] = (4, 99)
+    fleet.term = 5
+    fleet.configure(POLICY, want)
+    assign(fleet, [make.pod("a")])
+    await asyncio.sleep(0.5)
+    assert [(method, epoch) for _, method, epoch, _ in network.pushes] == [("PATCH", 5)]
+    assert network.pairs["uid-team-a"][0] == 5
+
+
+async def test_a_new_term_is_pushed_to_everybody(make, fleet, network):
+    fleet.configure(POLICY, make.compiled())
+    assign(fleet, [make.pod("a"), make.pod("b")])
+    await asyncio.sleep(3)
+    fleet.term = 9
+    await asyncio.sleep(2)
+    assert {pair[0] for pair in network.pairs.values()} == {9}
+
+
+async def test_a_refused_configuration_is_not_pushed_every_second_and_a_new_one_at_once(make, fleet, network):
+    fleet.configure(POLICY, make.compiled())
+    network.refusing.add("uid-team-a")
+    assign(fleet, [make.pod("a")])
+    await asyncio.sleep(31)
+    assert 2 <= len(network.pushes) <= 4
+    (member,) = fleet.members(POLICY)
+    network.refusing.clear()
+    mended = make.compiled([make.tenant_body("blue")])
+    fleet.configure(POLICY, mended)
+    await asyncio.sleep(0.2)
+    assert member.held == mended.revision
+
+
+async def test_a_refusal_is_known_for_as_long_as_it_stands(make, fleet, network):
+    fleet.configure(POLICY, make.compiled())
+    network.refusing.add("uid-team-a")
+    assign(fleet, [make.pod("a")])
+    for _ in range(20):
+        await asyncio.sleep(0.7)
+        (member,) = fleet.members(POLICY)
+        assert member.error is not None
+        assert member.error.reason == "Rejected"
+
+
+async def test_a_pod_that_changes_hands_gets_the_other_policys_configuration(make, fleet, network):
+    first, second = (
+        make.compiled(),
+        make.compiled(policy=make.policy_body("other", algorithm={"type": "FCFS"})),
+    )
+    fleet.configure(POLICY, first)
+    fleet.configure("uid-team-other", second)
+    pod = make.pod("a")
+    assign(fleet, [pod])
+    await asyncio.sleep(1)
+    assign(fleet, [pod], policy="uid-team-other")
+    await asyncio.sleep(0.2)
+    assert network.configs["uid-team-a"] == second.config
+    assign(fleet, [pod], policy=None)
+    await asyncio.sleep(0.2)
+    assert network.configs["uid-team-a"] == SidecarConfig()
+
+
+async def test_a_pod_that_is_gone_is_left_alone_and_others_stay(make, fleet, network):
+    fleet.configure(POLICY, make.compiled())
+    assign(fleet, [make.pod("a"), make.pod("b")])
+    await asyncio.sleep(1)
+    assign(fleet, [make.pod("b")])
+    polls = network.polls
+    await asyncio.sleep(5)
+    assert [member.pod.name for member in fleet.members(POLICY)] == ["b"]
+    assert network.polls - polls <= 6
+
+
+async def test_pods_of_another_namespace_stay_when_one_is_assigned_anew(make, fleet):
+    other = make.pod("x", "other")
+    fleet.assign("other", [other], {other.uid: None})
+    assign(fleet, [make.pod("a")])
+    assign(fleet, [])
+    assert [member.pod.name for member in fleet.members(None)] == ["x"]
+
+
+async def test_a_pod_without_a_running_sidecar_is_not_called(make, fleet, network):
+    fleet.configure(POLICY, make.compiled())
+    assign(fleet, [make.pod("a", running=False), make.pod("b", ip="")])
+    await asyncio.sleep(3)
+    assert network.polls == 0
+
+
+async def test_a_hundred_pods_are_not_called_all_at_once(make, fleet, network):
+    fleet.configure(POLICY, make.compiled())
+    assign(fleet, [make.pod(f"p{i}") for i in range(100)])
+    await asyncio.sleep(3)
+    assert len(network.configs) == 100
+    assert network.most == 64
+
+
+async def test_one_that_does_not_lead_keeps_trying_and_breaks_nothing(make, fleet, network):
+    fleet.configure(POLICY, make.compiled())
+    network.error = NotLeadingError("no")
+    assign(fleet, [make.pod("a")])
+    await asyncio.sleep(5)
+    network.error = None
+    await asyncio.sleep(2)
+    assert len(network.configs) == 1
