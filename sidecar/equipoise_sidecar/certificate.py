@@ -28,8 +28,10 @@ from equipoise_api.names import CERTIFICATES_PATH
 
 RENEW_AFTER_SHARE = 2 / 3
 _FIRST_RETRY_SECONDS = 1.0
-_LONGEST_RETRY_SECONDS = 60.0
+_LONGEST_RETRY_SECONDS = 10.0
 _LOOK_SECONDS = 5.0
+_LEAST_USE_SECONDS = 1.0
+"""Between certificates, however short they live or wrong the clocks are."""
 _TIMEOUT = aiohttp.ClientTimeout(total=10)
 
 log = structlog.get_logger(__name__)
@@ -152,7 +154,7 @@ class CertificateKeeper:
     def __init__(
         self, issuer: Issuer, use: Callable[[Issued], None], jitter: random.Random | None = None
     ) -> None:
-        """Hand each new certificate to `use`, which may raise ssl.SSLError."""
+        """Hand each new certificate to `use`, which may raise ssl.SSLError or ValueError."""
         self._issuer = issuer
         self._use = use
         self._jitter = jitter or random.Random()  # noqa: S311 - spreads load, keeps no secret
@@ -161,14 +163,14 @@ class CertificateKeeper:
         """Tries since the start that gave no certificate."""
 
     async def run(self) -> None:
-        """Get a certificate and renew it, until cancelled. Failures are logged and tried again, up to a minute apart."""
+        """Get a certificate and renew it, until cancelled. Failures are logged and tried again, at most ten seconds apart."""
         retry = _FIRST_RETRY_SECONDS
         while True:
             authority = self._authority()
             try:
                 issued = await self._issuer.issue()
                 self._use(issued)
-            except (IssuerError, ssl.SSLError) as error:
+            except (IssuerError, ssl.SSLError, ValueError) as error:
                 self.failures += 1
                 log.warning("no certificate", error=str(error), retry_seconds=round(retry, 1))
                 await asyncio.sleep(retry * self._jitter.uniform(0.8, 1.2))
@@ -182,6 +184,7 @@ class CertificateKeeper:
     async def _until_due(self, issued: Issued, authority: bytes) -> None:
         early = (issued.not_after - issued.not_before) * self._jitter.uniform(0.0, 0.05)
         due = issued.renew_at() - early
+        await asyncio.sleep(_LEAST_USE_SECONDS)
         while True:
             left = (due - datetime.now(UTC)).total_seconds()
             if left <= 0 or self._authority() != authority:

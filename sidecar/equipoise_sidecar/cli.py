@@ -22,6 +22,7 @@ def run(
     """Serve in front of one engine until SIGTERM; return the exit status. Flags override the environment."""
     import uvloop
 
+    from equipoise_sidecar.control import ControlError
     from equipoise_sidecar.listener import ListenError
     from equipoise_sidecar.logs import configure_logs
     from equipoise_sidecar.server import Sidecar
@@ -44,7 +45,7 @@ def run(
             drain_seconds=drain_seconds,
         )
         return uvloop.run(serve(settings))
-    except (SettingsError, ListenError) as error:
+    except (SettingsError, ListenError, ControlError) as error:
         print(f"equipoise sidecar: {error}", file=sys.stderr)
         return 2
 

@@ -31,11 +31,13 @@ class ControlSocket:
         self._server: asyncio.Server | None = None
 
     async def start(self) -> None:
-        """Open it, for this user alone. A former process's is replaced."""
-        self._path.unlink(missing_ok=True)
+        """Open it, for this user alone. A former process's is replaced. Raises ControlError."""
         before = os.umask(0o177)
         try:
+            self._path.unlink(missing_ok=True)
             self._server = await asyncio.start_unix_server(self._serve, self._path)
+        except OSError as error:
+            raise ControlError(f"{self._path} cannot be opened: {error.strerror or error}") from error
         finally:
             os.umask(before)
 

@@ -14,6 +14,7 @@ import asyncio
 import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import structlog
@@ -299,7 +300,9 @@ class Dispatcher:
             self._land(ticket, now, usage.generated if usage.exact and outcome is Outcome.FINISHED else None)
             ticket.prompt, ticket.generated = usage.prompt, usage.generated
             self._count(ticket)
-            self.scheduler.settle(request, usage, outcome, now)
+            # embeddings and refused requests say nothing of how long answers are
+            teaches = usage.exact and usage.generated > 0
+            self.scheduler.settle(request, usage if teaches else replace(usage, exact=False), outcome, now)
             if usage.exact and usage.prompt:
                 self.sizing.learn(request.tenant, ticket.facts, usage.prompt)
             if ticket.first_token_at is None:

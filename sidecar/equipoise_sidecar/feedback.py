@@ -17,6 +17,9 @@ from equipoise_sidecar.engine.probe import probe
 from equipoise_sidecar.engine.signals import EngineSignals, scrape
 
 SCRAPE_SECONDS = 1.0
+SCRAPE_TIMEOUT_SECONDS = 4.0
+SILENT_SECONDS = 10.0
+"""An engine that takes connections and says nothing for so long is not ready; requests still go to it."""
 KNOCK_SECONDS = 0.25
 """Between tries while nobody is at the engine's address."""
 STALE_SECONDS = 3 * SCRAPE_SECONDS
@@ -46,11 +49,17 @@ class Feedback:
         """Seen since the sidecar started, over restarts of the engine."""
         self._probe: asyncio.Task[None] | None = None
         self._probed_at: float | None = None
+        self._probed_with: str | None = None
+        self._silent_since: float | None = None
         self._complaint = ""
 
     def age(self, now: float) -> float | None:
         """Return the age of the newest metrics in seconds; None before the first."""
         return None if self.heard is None else now - self.heard.at
+
+    def is_silent(self, now: float) -> bool:
+        """Whether the engine takes connections and has long answered nothing."""
+        return self._silent_since is not None and now - self._silent_since > SILENT_SECONDS
 
     def is_stale(self, now: float) -> bool:
         """Whether the metrics are too old to correct anything."""
@@ -80,20 +89,30 @@ class Feedback:
     async def look(self) -> None:
         """Scrape once and act on it."""
         dispatcher = self._dispatcher
+        began = dispatcher.clock()
         try:
-            signals = await scrape(self._pool)
+            async with asyncio.timeout(SCRAPE_TIMEOUT_SECONDS):
+                signals = await scrape(self._pool)
+        except TimeoutError:
+            self._complain(f"no answer within {SCRAPE_TIMEOUT_SECONDS:.0f} s")
+            self._silent_since = self._silent_since or began
+            if self.is_stale(dispatcher.clock()):
+                dispatcher.observe(None)
+            return
         except EngineUnreachableError as error:
             self._complain(str(error))
-            self._probed_at = None
+            self._probed_at = self._silent_since = None
             dispatcher.engine_answers(reachable=False)
             return
         except EngineError as error:
             self._complain(str(error))
+            self._silent_since = None
             if self.is_stale(dispatcher.clock()):
                 dispatcher.observe(None)
             await self._connect(restarted=False)
             return
         self._complaint = ""
+        self._silent_since = None
         restarted = self.heard is not None and signals.restarted_since(self.heard.signals)
         self._count_preemptions(signals)
         self.heard = Heard(signals, dispatcher.clock())
@@ -105,9 +124,11 @@ class Feedback:
         dispatcher = self._dispatcher
         running = self._probe is not None and not self._probe.done()
         unknown = not dispatcher.engine_profile.models
+        key = dispatcher.policy.engine_api_key
         due = self._probed_at is None or dispatcher.clock() - self._probed_at > PROBE_AGAIN_SECONDS
-        if not running and (restarted or self._probed_at is None or (unknown and due)):
-            self._probed_at = dispatcher.clock()
+        again = unknown and (due or key != self._probed_with)
+        if not running and (restarted or self._probed_at is None or again):
+            self._probed_at, self._probed_with = dispatcher.clock(), key
             self._probe = asyncio.create_task(self._ask())
         if self._probe is not None and not dispatcher.engine_reachable:
             await asyncio.wait({self._probe}, timeout=FIRST_PROBE_SECONDS)

@@ -31,6 +31,8 @@ class Reporter:
             reasons.append("no configuration yet")
         if not dispatcher.engine_reachable:
             reasons.append("the engine cannot be reached")
+        elif self.feedback.is_silent(dispatcher.clock()):
+            reasons.append("the engine does not answer")
         if dispatcher.draining:
             reasons.append("draining")
         return reasons
@@ -62,7 +64,7 @@ class Reporter:
         dispatcher, feedback = self.dispatcher, self.feedback
         signals = feedback.heard.signals if feedback.heard is not None else None
         return EngineState(
-            reachable=dispatcher.engine_reachable is True,
+            reachable=dispatcher.engine_reachable is True and not feedback.is_silent(now),
             signal_age_seconds=feedback.age(now),
             signal_stale=feedback.is_stale(now),
             running=(signals.running or 0) if signals is not None else 0,

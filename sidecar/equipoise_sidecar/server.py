@@ -63,9 +63,11 @@ class Sidecar:
         self._stop = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self._failed = False
+        self._drain_until: float | None = None
+        """On the loop's clock, from the first request to drain on: a preStop hook and SIGTERM share the time."""
 
     async def run(self) -> int:
-        """Serve until told to end; return the exit status. Raises SettingsError, ListenError."""
+        """Serve until told to end; return the exit status. Raises SettingsError, ListenError, ControlError."""
         settings = self._settings
         await self._restore()
         registry = CollectorRegistry()
@@ -224,8 +226,10 @@ class Sidecar:
     async def _drained(self) -> str:
         """Refuse new work and wait for the old, at most as long as is allowed."""
         self.dispatcher.drain()
+        if self._drain_until is None:
+            self._drain_until = asyncio.get_running_loop().time() + self._settings.drain_seconds
         try:
-            async with asyncio.timeout(self._settings.drain_seconds):
+            async with asyncio.timeout_at(self._drain_until):
                 await self.dispatcher.drained()
         except TimeoutError:
             left = sum(1 for _ in self.dispatcher.tickets())

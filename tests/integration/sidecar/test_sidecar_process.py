@@ -350,6 +350,28 @@ class TestDrain:
         assert (await sidecar.health("/readyz"))[0] == 503
         assert sidecar.process.returncode is None
 
+    async def test_a_drain_that_runs_out_of_time_says_what_is_left_and_sigterm_adds_no_more(self, sidecar):
+        await sidecar.kill()
+        sidecar.environment["EQUIPOISE_DRAIN_SECONDS"] = "1"
+        await sidecar.start()
+        await sidecar.until(sidecar.state)
+        await sidecar.put(make_config(), 1, 1)
+        await sidecar.until(lambda: ready(sidecar))
+        stream = asyncio.create_task(sidecar.chat("blue", max_tokens=3000))
+
+        async def running():
+            return (await sidecar.state()).load.running == 1
+
+        await sidecar.until(running)
+        reader, writer = await asyncio.open_unix_connection(sidecar.directory / "state" / "control.sock")
+        writer.write(b"drain\n")
+        assert await asyncio.wait_for(reader.readline(), 5) == b"timeout: 1 requests left\n"
+        writer.close()
+        sidecar.process.send_signal(signal.SIGTERM)
+        assert await asyncio.wait_for(sidecar.process.wait(), 5) == 0
+        with pytest.raises(aiohttp.ClientError):
+            await stream
+
     async def test_a_drain_of_nobody_says_so_and_does_not_hold_the_engine_up(self, sidecar):
         await sidecar.kill()
         command = await asyncio.create_subprocess_exec(

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from equipoise_scheduling.request import Outcome, Usage
-from equipoise_sidecar.facts import Rejection
+from equipoise_sidecar.facts import EndpointKind, Rejection
 from equipoise_sidecar.ticket import Phase, Ticket
 
 BLUE, RED = "team/blue", "team/red"
@@ -255,6 +255,13 @@ class TestCharging:
         ticket.finish(Outcome.CANCELLED)
         share = line.dispatcher.scheduler.shares(0)[0]
         assert share.window.cost == 100 + 2 * 30
+
+    async def test_requests_that_generate_nothing_teach_no_output_lengths(self, line):
+        for _ in range(20):
+            line.send(kind=EndpointKind.POOLING).finish(Outcome.FINISHED, Usage(prompt=100, generated=0))
+            line.send().finish(Outcome.FINISHED, Usage(prompt=0, generated=0))
+        line.send(max_tokens=1000)
+        assert line.send(max_tokens=1000).request.predicted_tokens == 256
 
     async def test_an_engine_that_dies_before_the_first_token_costs_nothing(self, line):
         line.send().finish(Outcome.FAILED)

@@ -22,17 +22,20 @@ class Engine:
         self.signals = EngineSignals(**SIGNALS, generated_tokens=100, preemptions=0)
         self.error = None
         self.probe_error = None
-        self.probe_seconds = 0.0
+        self.probe_seconds = self.scrape_seconds = 0.0
+        self.keys = []
         self.scrapes = self.probes = 0
 
     async def scrape(self, _pool):
         self.scrapes += 1
+        await asyncio.sleep(self.scrape_seconds)
         if self.error is not None:
             raise self.error
         return self.signals
 
-    async def probe(self, _pool, **_key):
+    async def probe(self, _pool, *, api_key):
         self.probes += 1
+        self.keys.append(api_key)
         await asyncio.sleep(self.probe_seconds)
         if self.probe_error is not None:
             raise self.probe_error
@@ -164,3 +167,31 @@ async def test_the_kv_cache_is_as_large_as_the_engine_says_unless_the_policy_doe
     assert line.dispatcher.capacity.kv_tokens == 10_000
     line.configure(capacity={"kvTokens": 5000})
     assert line.dispatcher.capacity.kv_tokens == 5000
+
+
+async def test_an_engine_that_takes_connections_and_says_nothing_is_told_from_one_that_is_gone(
+    line, engine, watch
+):
+    watching = watch()
+    await asyncio.sleep(1.5)
+    engine.scrape_seconds = 60
+    await asyncio.sleep(8)
+    assert not watching.is_silent(line.dispatcher.clock())
+    await asyncio.sleep(5)
+    assert watching.is_silent(line.dispatcher.clock())
+    assert line.dispatcher.engine_reachable
+    assert line.send().phase is Phase.IN_FLIGHT
+    engine.scrape_seconds = 0
+    await asyncio.sleep(5)
+    assert not watching.is_silent(line.dispatcher.clock())
+
+
+async def test_a_key_that_comes_with_the_configuration_is_tried_at_once(line, engine, watch):
+    engine.probe_error = EngineError("401")
+    watch()
+    await asyncio.sleep(1.5)
+    engine.probe_error = None
+    line.configure(engineApiKey="the-engines-own-key")
+    await asyncio.sleep(1.5)
+    assert line.dispatcher.engine_profile.models == ("m",)
+    assert engine.keys == [None, "the-engines-own-key"]
