@@ -164,7 +164,7 @@ class TestConfiguration:
         assert (await sidecar.admin("PUT", CONFIG_PATH, push))[0] == 200
         watching.cancel()
         assert (await sidecar.state()).revision == many.revision
-        assert max(gaps) < 1.0
+        assert max(gaps) < 0.5
         assert (await sidecar.chat("v9999"))[1]["x-equipoise-tenant"] == "many/t09999"
 
 
