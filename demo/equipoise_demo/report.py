@@ -7,6 +7,7 @@ import math
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 if TYPE_CHECKING:
@@ -93,14 +94,18 @@ def tenant_rows(before: Result, after: Result) -> list[tuple[str, ...]]:
 
 def tables(before: Result, after: Result) -> tuple[Table, Table]:
     """Return the summary and the tenants' table for a terminal."""
-    totals = Table(title=f"{before.algorithm} against {after.algorithm}, all tenants")
+    totals = Table(
+        box=SIMPLE_HEAD, pad_edge=False, title=f"{before.algorithm} against {after.algorithm}, all tenants"
+    )
     totals.add_column("")
     totals.add_column(before.algorithm, justify="right")
     totals.add_column(after.algorithm, justify="right", style="bold")
     for row in summary_rows(before, after):
         totals.add_row(*row)
     tenants = Table(
-        title=f"Per tenant: weighted tokens/s; seconds of the trace; {before.algorithm} → {after.algorithm}"
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+        title=f"Per tenant: weighted tokens/s; seconds of the trace; {before.algorithm} → {after.algorithm}",
     )
     for heading in HEADINGS:
         tenants.add_column(heading, justify="left" if heading == "tenant" else "right", no_wrap=True)
