@@ -26,14 +26,13 @@ def following(
         failed = f", {state.failed} failed" if state.failed else ""
         return f"{min(state.seconds, 9_999):.0f} of {seconds:.0f} s of the trace, {state.sent - state.ended} under way{failed}"
 
+    lines.step(f"{title} …")  # also ends what is live on the terminal: there can be only one
     if not console.is_terminal:
-        lines.step(f"{title} …")
         yield lambda state: lines.update(
             f"{title}: {state.ended} of {state.total} requests ended, {words(state)}"
         )
         return
     columns = (
-        TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("{task.fields[words]}"),

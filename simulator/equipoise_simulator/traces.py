@@ -12,7 +12,8 @@ from bisect import bisect_right
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from equipoise_simulator.engine_model import EngineModel, Sequence
+from equipoise_simulator.engine_model import EngineModel
+from equipoise_simulator.sequence import Sequence
 
 if TYPE_CHECKING:
     from pathlib import Path

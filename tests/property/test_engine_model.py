@@ -6,8 +6,9 @@ from dataclasses import replace
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from equipoise_simulator.engine_model import EngineModel, Sequence, SequenceState
+from equipoise_simulator.engine_model import EngineModel
 from equipoise_simulator.profiles import PROFILES
+from equipoise_simulator.sequence import Sequence, SequenceState
 
 SMALL = replace(PROFILES["fast"], kv_tokens=320, max_model_len=300, max_num_seqs=4, max_num_batched_tokens=64)
 ACTIONS = st.lists(

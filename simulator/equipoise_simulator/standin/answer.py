@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING, Protocol
 
-from equipoise_simulator.engine_model import Sequence
+from equipoise_simulator.sequence import Sequence
 from equipoise_simulator.standin.text import natural_length, seed_of, words
 
 if TYPE_CHECKING:

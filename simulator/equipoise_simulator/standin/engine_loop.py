@@ -11,11 +11,12 @@ import asyncio
 import time
 from typing import TYPE_CHECKING
 
-from equipoise_simulator.engine_model import EngineModel, Sequence, SequenceState
+from equipoise_simulator.engine_model import EngineModel
+from equipoise_simulator.sequence import Sequence, SequenceState
 from equipoise_simulator.standin.errors import busy
 
 if TYPE_CHECKING:
-    from equipoise_simulator.engine_model import Step
+    from equipoise_simulator.sequence import Step
     from equipoise_simulator.standin.answer import Answer, Choice
     from equipoise_simulator.standin.stats import Stats
 

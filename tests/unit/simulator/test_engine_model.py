@@ -6,8 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from equipoise_simulator.engine_model import EngineModel, Sequence, SequenceState
+from equipoise_simulator.engine_model import EngineModel
 from equipoise_simulator.profiles import PROFILES, Profile, profile_named
+from equipoise_simulator.sequence import Sequence, SequenceState
 
 UNIT = Profile(
     name="unit",
