@@ -19,8 +19,8 @@ from equipoise_scheduling.request import Outcome, Request, Usage
 from equipoise_scheduling.schedulers.fcfs import FCFS
 from equipoise_scheduling.schedulers.vtc import VTC, VTCSettings
 from equipoise_simulator.engine_model import EngineModel
-from equipoise_simulator.sequence import Sequence
 from equipoise_simulator.profiles import PROFILES
+from equipoise_simulator.sequence import Sequence
 
 TRACE = Path(__file__).parents[4] / "shared/data/arena_27_clients.csv"
 
