@@ -6,7 +6,7 @@ from collections.abc import Callable
 from collections.abc import Set as AbstractSet
 from enum import StrEnum
 
-from equipoise_scheduling.request import Reason, Refusal
+from equipoise_scheduling.request import Reason, Refusal, Request
 from equipoise_sidecar.facts import Rejection
 from equipoise_sidecar.policy import NOBODY, Policy
 from equipoise_sidecar.rates import DecayingRate, MinuteLimit
@@ -184,6 +184,21 @@ class Admission:
         seconds = LONGEST_RETRY_SECONDS if rate is None else queued / rate
         return min(max(seconds, SHORTEST_RETRY_SECONDS), LONGEST_RETRY_SECONDS)
 
+    def waited_too_long(self, policy: Policy, queued: int, now: float) -> Rejection:
+        """Answer a request whose turn did not come in time."""
+        return Rejection(
+            503,
+            Refused.WAIT_LIMIT,
+            f"The request waited {policy.config.queue.max_wait_seconds} s for its turn, the most that is allowed.",
+            self.retry_after(queued, now),
+        )
+
+    def unreachable(self, queued: int, now: float) -> Rejection:
+        """Answer a request that found no engine."""
+        return Rejection(
+            503, Refused.ENGINE_UNREACHABLE, "The engine cannot be reached.", self.retry_after(queued, now)
+        )
+
     def keep_only(self, tenants: AbstractSet[str]) -> None:
         """Forget tenants that are gone."""
         for known in (self._drained_by_tenant, self._minutes):
@@ -194,6 +209,22 @@ class Admission:
 def too_large(limit: int) -> Rejection:
     """Refuse a body of more than `limit` bytes."""
     return Rejection(413, Refused.BODY_TOO_LARGE, f"The body is larger than {limit} bytes.", None, False)
+
+
+def too_many_tokens(request: Request, policy: Policy) -> Rejection | None:
+    """Refuse a request of more tokens than its tenant's may have."""
+    limit = policy.tenants.get(request.tenant, NOBODY).limits.max_tokens_per_request
+    total = request.prompt_tokens + request.max_output
+    if not policy.enforce or limit is None or total <= limit:
+        return None
+    return Rejection(
+        400,
+        Refused.REQUEST_TOO_LARGE,
+        f"The prompt (about {request.prompt_tokens} tokens) and max_tokens ({request.max_output} in all) exceed"
+        f" the {limit} tokens that a request of {request.tenant} may have.",
+        None,
+        False,
+    )
 
 
 def from_refusal(refusal: Refusal) -> Rejection:

@@ -15,27 +15,27 @@ import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any
 
 import structlog
 
 from equipoise_api.names import DEFAULT_TENANT
 from equipoise_scheduling.base import TenantScheduler
 from equipoise_scheduling.registry import create, reconfigured
-from equipoise_scheduling.request import Outcome, Request, Usage
+from equipoise_scheduling.request import Outcome, Usage
 from equipoise_sidecar.accounting import Accounting, slo_kept
 from equipoise_sidecar.admission import (
     DRAINING,
     NOT_CONFIGURED,
     UNAUTHENTICATED,
     Admission,
-    Refused,
     Reservation,
     from_refusal,
+    too_many_tokens,
 )
 from equipoise_sidecar.capacity import Capacity
 from equipoise_sidecar.engine.signals import EngineSignals
 from equipoise_sidecar.facts import EngineProfile, Facts, Rejection
+from equipoise_sidecar.history import History, Snapshot
 from equipoise_sidecar.pace import Pace
 from equipoise_sidecar.policy import NOBODY, UNCONFIGURED, ConfigError, Policy
 from equipoise_sidecar.sizing import Sizing
@@ -76,8 +76,7 @@ class Dispatcher:
         self._names = itertools.count()
         self._busy: asyncio.TimerHandle | None = None
         self._idle: list[asyncio.Future[None]] = []
-        self._history: dict[str, Any] | None = None
-        """A former process's counters, until the configuration names their algorithm."""
+        self._history = History(self.sizing)
         self._scheduler_ticked = -1.0
 
     # -- a request's way in
@@ -120,7 +119,7 @@ class Dispatcher:
         request = self.sizing.request(
             tenant, facts, name=str(next(self._names)), slo=terms.slo, profile=self.engine_profile, now=now
         )
-        rejection = self._too_large(request) or self.admission.minute_refusal(tenant, policy, now)
+        rejection = too_many_tokens(request, policy) or self.admission.minute_refusal(tenant, policy, now)
         if rejection is None:
             refusal = self.capacity.refuse(request) or self.scheduler.enqueue(request, now)
             rejection = from_refusal(refusal) if refusal is not None else None
@@ -141,20 +140,6 @@ class Dispatcher:
         """Count a rejection (the request's way has some of its own) and return it."""
         self.accounting[tenant].refused(rejection.reason, self.clock())
         return rejection
-
-    def _too_large(self, request: Request) -> Rejection | None:
-        limit = self.policy.tenants.get(request.tenant, NOBODY).limits.max_tokens_per_request
-        total = request.prompt_tokens + request.max_output
-        if not self.policy.enforce or limit is None or total <= limit:
-            return None
-        return Rejection(
-            400,
-            Refused.REQUEST_TOO_LARGE,
-            f"The prompt (about {request.prompt_tokens} tokens) and max_tokens ({request.max_output} in all) exceed"
-            f" the {limit} tokens that a request of {request.tenant} may have.",
-            None,
-            False,
-        )
 
     def _refuse_bytes(self, more: int) -> Rejection | None:
         return self.admission.bytes_refusal(more, self.policy, self.scheduler.queued, self.clock())
@@ -203,7 +188,8 @@ class Dispatcher:
             self.engine_answers(reachable=False)
             self.engine_lost.set()
             if not self.policy.enforce:
-                self._end(ticket, Outcome.FAILED, Usage(0, 0), now, self._unreachable(now))
+                verdict = self.admission.unreachable(self.scheduler.queued, now)
+                self._end(ticket, Outcome.FAILED, Usage(0, 0), now, verdict)
                 return
         self._land(ticket, now, None)
         self.scheduler.requeue(ticket.request, now)
@@ -225,7 +211,8 @@ class Dispatcher:
     def engine_answers(self, *, reachable: bool) -> None:
         """Note whether anybody is at the engine's address."""
         if self.engine_reachable is not reachable:
-            log.log(20 if reachable else 30, "engine reachable" if reachable else "engine unreachable")
+            tell = log.info if reachable else log.warning
+            tell("engine reachable" if reachable else "engine unreachable")
         self.engine_reachable = reachable
         if reachable:
             self._pump(self.clock())
@@ -261,13 +248,8 @@ class Dispatcher:
     def _by_the_clock(self, ticket: Ticket, now: float) -> None:
         """Estimate the progress of an answer that does not show any: age times the measured pace, capped."""
         pace = self.pace.tokens_per_second(now)
-        if pace is None or ticket.dispatched_at is None or not ticket.facts.kind.generates:
-            return
-        request = ticket.request
-        made = int((now - ticket.dispatched_at) * pace) * request.sequences
-        ticket.generated = max(ticket.generated, min(made, request.max_output))
-        if ticket.generated:
-            ticket.prompt = ticket.prompt or request.prompt_tokens
+        if pace is not None and ticket.dispatched_at is not None and ticket.facts.kind.generates:
+            ticket.assume(int((now - ticket.dispatched_at) * pace) * ticket.request.sequences)
 
     # -- the end
 
@@ -337,25 +319,12 @@ class Dispatcher:
         now = self.clock()
         ticket.expiry = None
         if self.engine_reachable:
-            limit = self.policy.config.queue.max_wait_seconds
-            verdict = Rejection(
-                503,
-                Refused.WAIT_LIMIT,
-                f"The request waited {limit} s for its turn, the most that is allowed.",
-                self.admission.retry_after(self.scheduler.queued, now),
-            )
+            verdict = self.admission.waited_too_long(self.policy, self.scheduler.queued, now)
             self._end(ticket, Outcome.EXPIRED, None, now, verdict)
         else:
-            self._end(ticket, Outcome.FAILED, None, now, self._unreachable(now))
+            verdict = self.admission.unreachable(self.scheduler.queued, now)
+            self._end(ticket, Outcome.FAILED, None, now, verdict)
         self._pump(now)
-
-    def _unreachable(self, now: float) -> Rejection:
-        return Rejection(
-            503,
-            Refused.ENGINE_UNREACHABLE,
-            "The engine cannot be reached.",
-            self.admission.retry_after(self.scheduler.queued, now),
-        )
 
     def _collect_refused(self, now: float) -> None:
         for request, refusal in self.scheduler.refused():
@@ -406,7 +375,7 @@ class Dispatcher:
         waits = self.policy.config.queue.max_wait_seconds
         self.policy = policy
         self._configure_capacity()
-        self._adopt_history()
+        self._history.adopt(self.scheduler)
         self.admission.keep_only(policy.tenant_settings.keys())
         if waits != policy.config.queue.max_wait_seconds:
             for ticket in self._tickets.values():
@@ -434,35 +403,15 @@ class Dispatcher:
             context_tokens=self.engine_profile.max_model_len,
         )
 
-    def snapshot(self) -> dict[str, Any]:
+    def snapshot(self) -> Snapshot:
         """Return counters and what was learnt, as plain data."""
-        if self._history is not None:
-            return self._history
-        return {"scheduler": self.scheduler.snapshot(), "sizing": self.sizing.snapshot()}
+        return self._history.snapshot(self.scheduler)
 
-    def restore(self, state: dict[str, Any]) -> None:
-        """Take over a snapshot; its counters wait for the configuration that names their algorithm."""
-        self._history = state
-        try:
-            self.sizing.restore(state["sizing"])
-        except (KeyError, ValueError, TypeError) as error:
-            log.warning("estimates not restored", error=repr(error))
+    def restore(self, state: Snapshot) -> None:
+        """Take over a former process's snapshot, before the first request."""
+        self._history.restore(state)
         if self.policy.configured:
-            self._adopt_history()
-
-    def _adopt_history(self) -> None:
-        if self._history is None:
-            return
-        history, self._history = self._history.get("scheduler"), None
-        if not isinstance(history, dict) or history.get("algorithm") != self.scheduler.algorithm:
-            log.info("counters not restored: they are of another algorithm")
-            return
-        try:
-            self.scheduler.restore(history)
-        except ValueError as error:
-            log.warning("counters not restored", error=str(error))
-        else:
-            log.info("counters restored", algorithm=self.scheduler.algorithm)
+            self._history.adopt(self.scheduler)
 
     def drain(self) -> None:
         """Refuse new work; what is queued or in flight goes on."""

@@ -6,17 +6,15 @@ import asyncio
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import structlog
 
 from equipoise_sidecar.files import write_atomically
+from equipoise_sidecar.history import Snapshot
 
 VERSION = 1
 INTERVAL_SECONDS = 5.0
 _FILE = "counters.json"
-
-Snapshot = dict[str, Any]
 
 log = structlog.get_logger(__name__)
 

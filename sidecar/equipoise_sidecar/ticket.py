@@ -150,6 +150,12 @@ class Ticket:
         self.exact = exact
         self._owner.advanced(self)
 
+    def assume(self, generated: int) -> None:
+        """Take so many tokens for delivered, and the prompt with them: never fewer than before, nor more than allowed."""
+        self.generated = max(self.generated, min(generated, self.request.max_output))
+        if self.generated:
+            self.prompt = self.prompt or self.request.prompt_tokens
+
     def finish(self, outcome: Outcome, usage: Usage | None = None) -> None:
         """End it. Without usage what was seen or estimated stays charged. The first outcome stands."""
         if self.phase is not Phase.ENDED:

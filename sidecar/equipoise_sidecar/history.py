@@ -1,0 +1,51 @@
+"""What a restart must not forget: the scheduler's counters and what was learnt of prompts, as one snapshot."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import structlog
+
+from equipoise_scheduling.base import TenantScheduler
+from equipoise_sidecar.sizing import Sizing
+
+Snapshot = dict[str, Any]
+
+log = structlog.get_logger(__name__)
+
+
+class History:
+    """Makes snapshots; holds a former process's until the configuration names the algorithm of its counters."""
+
+    def __init__(self, sizing: Sizing) -> None:
+        self._sizing = sizing
+        self._waiting: Snapshot | None = None
+
+    def snapshot(self, scheduler: TenantScheduler) -> Snapshot:
+        """Return the present state, or the former process's while that is not in force yet."""
+        if self._waiting is not None:
+            return self._waiting
+        return {"scheduler": scheduler.snapshot(), "sizing": self._sizing.snapshot()}
+
+    def restore(self, state: Snapshot) -> None:
+        """Take over what was learnt; the counters wait for `adopt`. What cannot be read is left behind, and logged."""
+        self._waiting = state
+        try:
+            self._sizing.restore(state["sizing"])
+        except (KeyError, ValueError, TypeError) as error:
+            log.warning("estimates not restored", error=repr(error))
+
+    def adopt(self, scheduler: TenantScheduler) -> None:
+        """Give the waiting counters to the scheduler of the first configuration, before its first request."""
+        if self._waiting is None:
+            return
+        counters, self._waiting = self._waiting.get("scheduler"), None
+        if not isinstance(counters, dict) or counters.get("algorithm") != scheduler.algorithm:
+            log.info("counters not restored: they are of another algorithm")
+            return
+        try:
+            scheduler.restore(counters)
+        except ValueError as error:
+            log.warning("counters not restored", error=str(error))
+        else:
+            log.info("counters restored", algorithm=scheduler.algorithm)
