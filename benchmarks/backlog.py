@@ -49,6 +49,7 @@ class Tenant:
     prompt: int = 0
     generated: int = 0
     finished: int = 0
+    cancelled: int = 0
     errors: list[str] = field(default_factory=list)
 
     @property

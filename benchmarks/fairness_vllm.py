@@ -145,14 +145,16 @@ def play(
     folder: Path,
     scenario: Scenario,
     seconds: float | None = None,
+    *,
+    in_flight: int = SEQUENCES,
     tell: Callable[[str], None] = print,
 ) -> Outcome:
-    """Put a fresh sidecar before the engine and run one scenario."""
+    """Put a fresh sidecar before the engine and run one scenario with `in_flight` requests in the engine at a time."""
     accounts = (
         Account("team/steady", scenario.steady_weight),
         Account("team/aggressor", scenario.aggressor_weight),
     )
-    config = configuration(list(accounts), scenario.algorithm, Capacity(max_in_flight=SEQUENCES))
+    config = configuration(list(accounts), scenario.algorithm, Capacity(max_in_flight=in_flight))
     with start(f"unix:{vllm.uds}", config, folder) as sidecar:
         return asyncio.run(run(sidecar, scenario, accounts, seconds, tell))
 
@@ -199,7 +201,7 @@ def main() -> None:
         with engine(folder) as vllm:
             vtc = (Scenario("VTC"), Scenario("VTC", aggressor_weight=3), Scenario("VTC", steady_weight=3))
             outcomes.extend(play(vllm, folder, each, tell=console.print) for each in vtc)
-            outcomes.append(play(vllm, folder, Scenario("FCFS"), outcomes[0].seconds, console.print))
+            outcomes.append(play(vllm, folder, Scenario("FCFS"), outcomes[0].seconds, tell=console.print))
     text = report(outcomes, facts)
     print(text)
     (arguments.out / "fairness_vllm.md").write_text(text)
