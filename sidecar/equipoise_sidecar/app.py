@@ -46,6 +46,11 @@ class Job:
     body: Body | None
     """None for a form, and for what is passed through unread."""
 
+    def forget(self) -> None:
+        """Let the body go: an answer has begun, and nothing is sent twice from here."""
+        self.raw = b""
+        self.body = None
+
 
 class DataPath:
     """The application that clients talk to."""
@@ -180,6 +185,8 @@ class DataPath:
                     await _discard(answer)
                     ticket.busy()
                     continue
+                job.forget()
+                del body
                 await self._answer(client, job, ticket, answer, reader)
                 return
             finally:
@@ -269,6 +276,8 @@ def _prepare(job: Job, profile: EngineProfile, *, edit: bool) -> tuple[bytes, Re
     facts, body = job.facts, job.body
     if facts.kind in (EndpointKind.RESPONSES, EndpointKind.MESSAGES):
         return job.raw, EventReader()
+    if body is not None and edit and not job.endpoint.heeds_priority_header:
+        return body.without("priority"), WholeReader()
     as_it_is = ChunkReader(sequences=facts.sequences, prompts=facts.prompts)
     if body is None or not edit or not facts.stream or not job.endpoint.runs_usage or profile.forces_usage:
         return job.raw, as_it_is

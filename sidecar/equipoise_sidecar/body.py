@@ -86,9 +86,23 @@ class Body:
             "include_usage": True,
             "continuous_usage_stats": True,
         }
-        members = {**self._members, "stream_options": json.dumps(wanted, separators=(",", ":")).encode()}
-        pieces = [json.dumps(name).encode() + b":" + bytes(raw) for name, raw in members.items()]
-        return b"{" + b",".join(pieces) + b"}"
+        return _joined(
+            {**self._members, "stream_options": json.dumps(wanted, separators=(",", ":")).encode()}
+        )
+
+    def without(self, name: str) -> bytes:
+        """Return the body without a member; the other values keep their bytes."""
+        if name not in self._members:
+            return self.raw
+        return _joined({key: raw for key, raw in self._members.items() if key != name})
+
+
+def _joined(members: Mapping[str, msgspec.Raw | bytes]) -> bytes:
+    return (
+        b"{"
+        + b",".join([json.dumps(name).encode() + b":" + bytes(raw) for name, raw in members.items()])
+        + b"}"
+    )
 
 
 def read_bool(value: Any) -> bool | None:

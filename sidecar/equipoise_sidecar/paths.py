@@ -28,6 +28,11 @@ class Endpoint:
         return self.path in ("/v1/chat/completions", "/v1/completions")
 
     @property
+    def heeds_priority_header(self) -> bool:
+        """Whether X-Vllm-Priority beats the body's `priority`; elsewhere that member must not pass."""
+        return self.kind is not EndpointKind.POOLING and not self.path.endswith("/batch")
+
+    @property
     def shape(self) -> EndpointKind:
         """The kind whose error bodies it uses."""
         return self.kind or (

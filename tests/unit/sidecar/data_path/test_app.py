@@ -188,6 +188,30 @@ async def test_an_engine_without_priorities_is_sent_none():
         assert sent_headers(script)[b"x-vllm-priority"] == b"0"
 
 
+@pytest.mark.parametrize(
+    ("path", "passes"),
+    [("/v1/embeddings", False), ("/rerank", False), ("/v1/chat/completions/batch", False), (CHAT, True)],
+)
+async def test_a_priority_in_the_body_passes_only_where_the_header_beats_it(path, passes):
+    script = replying(answer(b"{}"))
+    async with engine(script) as it, stack(it.url) as way:
+        document = {"model": "m", "priority": -99, "input": "x", "messages": []}
+        await way.ask(path, document)
+        assert ("priority" in json.loads(script.seen[0][1])) is passes
+        await way.ask(path, {"input": [1.50]})
+        assert script.seen[1][1] == json.dumps({"input": [1.50]}).encode()
+
+
+async def test_a_form_is_scheduled_and_passes_as_it_is():
+    script = replying(answer(b'{"text":"hi","usage":{"type":"duration","seconds":1}}'))
+    form = b'--b\r\ncontent-disposition: form-data; name="file"\r\n\r\n\x00\xff\r\n--b--\r\n'
+    async with engine(script) as it, stack(it.url) as way:
+        got = await way.ask("/v1/audio/transcriptions", form)
+        assert (got.status, got.json()["text"]) == (200, "hi")
+        assert script.seen[0][1] == form
+        await way.settled(finished=1)
+
+
 async def test_an_answer_says_whose_it_was_and_how_long_it_waited():
     headers = b"connection: keep-alive\r\nkeep-alive: timeout=5\r\nserver: uvicorn\r\ndate: today\r\n"
     async with engine(replying(answer(b"{}", headers=headers))) as it, stack(it.url) as way:
