@@ -13,6 +13,8 @@ Endpoint = Literal["chat", "completions", "responses", "messages"]
 _TRUE = {"true", "1", "on", "t", "y", "yes"}
 _FALSE = {"false", "0", "off", "f", "n", "no"}
 COMPLETION_DEFAULT_MAX_TOKENS = 16
+MOST_CHOICES = 16_384
+"""vLLM's VLLM_MAX_N_SEQUENCES."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +88,7 @@ def read_generation(
         endpoint=endpoint,
         prompts=prompts,
         max_tokens=max_tokens,
-        n=_integer(body, "n", 1, least=1) if endpoint in ("chat", "completions") else 1,
+        n=_integer(body, "n", 1, least=1, most=MOST_CHOICES) if endpoint in ("chat", "completions") else 1,
         min_tokens=min(_integer(body, "min_tokens", 0), max_tokens),
         ignore_eos=_boolean(body, "ignore_eos"),
         stream=stream,
@@ -225,7 +227,9 @@ def _boolean(body: dict[str, Any], name: str) -> bool:
     )
 
 
-def _integer(body: dict[str, Any], name: str, default: int, *, least: int | None = None) -> int:
+def _integer(
+    body: dict[str, Any], name: str, default: int, *, least: int | None = None, most: int | None = None
+) -> int:
     value = body.get(name)
     if value is None:
         return default
@@ -238,6 +242,8 @@ def _integer(body: dict[str, Any], name: str, default: int, *, least: int | None
         raise invalid("int_parsing", f"body.{name}", "Input should be a valid integer")
     if least is not None and number < least:
         raise bad_request(f"{name} must be at least {least}, got {number}.", name, number)
+    if most is not None and number > most:
+        raise bad_request(f"{name} must be at most {most}, got {number}.", name, number)
     return number
 
 

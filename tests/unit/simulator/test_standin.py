@@ -132,6 +132,8 @@ async def test_bodies_that_vllm_accepts_are_accepted(raw):
         (COMPLETIONS, b'{"prompt": "a", "max_tokens": "many"}', 400, "body.max_tokens"),
         (COMPLETIONS, b'{"prompt": "a", "stream": "perhaps"}', 400, "body.stream"),
         (COMPLETIONS, b'{"prompt": "a", "stop": ""}', 400, "stop"),
+        (COMPLETIONS, b'{"prompt": "a", "n": 0}', 400, "n"),
+        (COMPLETIONS, b'{"prompt": "a", "n": 100000}', 400, "n"),
         (COMPLETIONS, b'{"prompt": "a", "priority": 3}', 400, "priority"),
         (COMPLETIONS, b'{"prompt": "a", "stream_options": {"include_usage": true}}', 400, "stream_options"),
         (COMPLETIONS, b'{"prompt": "a", "model": "other"}', 404, "model"),
