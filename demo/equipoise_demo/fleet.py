@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from equipoise_cluster import Progress
     from equipoise_simulator.profiles import Profile
 
-START_SECONDS = 60.0
+START_SECONDS = 120.0
 STOP_SECONDS = 5.0
 
 

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
     from equipoise_cluster import Progress
 
-SYNC_SECONDS = 30.0
+SYNC_SECONDS = 60.0
 STOP_SECONDS = 5.0
 NODE = "equipoise-demo"
 
