@@ -9,6 +9,7 @@ Whatever happens after `submit`, the `finally` of `_schedule` ends the ticket, o
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from dataclasses import dataclass
 
@@ -34,6 +35,7 @@ log = logging.getLogger(__name__)
 _NOTHING_USED = Usage(prompt=0, generated=0)
 _EVENT_STREAM = b"text/event-stream"
 _SMALL_ANSWER = 64 * 1024
+_DISCARD_SECONDS = 1.0
 
 
 @dataclass(slots=True)
@@ -314,12 +316,13 @@ def _settlement(status: int, reader: Reader) -> tuple[Outcome, Usage | None]:
 
 
 async def _discard(answer: EngineConnection) -> None:
-    """Read a refusal to its end, so that its connection can be used again."""
+    """Read a refusal to its end, so that its connection can be used again; give up on one that has no end."""
     length = 0
     try:
-        while (data := await answer.read()) and length < _SMALL_ANSWER:
-            length += len(data)
-    except EngineError as error:
+        async with asyncio.timeout(_DISCARD_SECONDS):
+            while length < _SMALL_ANSWER and (data := await answer.read()):
+                length += len(data)
+    except (EngineError, TimeoutError) as error:
         log.debug("the engine's 503 broke off: %s", error)
 
 

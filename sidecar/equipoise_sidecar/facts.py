@@ -80,5 +80,5 @@ class EngineProfile:
     max_model_len: int | None = None
     models: tuple[str, ...] = ()
     """Served names."""
-    priorities: bool = True
-    """X-Vllm-Priority is worth sending. An engine that is not in priority mode ignores it."""
+    priorities: bool = False
+    """Whether X-Vllm-Priority may be other than 0: some versions answer 400 where they are not in priority mode."""

@@ -137,7 +137,9 @@ async def stack(
     if watch_engine:
         tasks.append(asyncio.create_task(Feedback(dispatcher, pool).run()))
     else:
-        dispatcher.connected(profile or EngineProfile(max_model_len=4096, models=("standin",)))
+        dispatcher.connected(
+            profile or EngineProfile(max_model_len=4096, models=("served",), priorities=True)
+        )
         dispatcher.engine_answers(reachable=True)
     it = Stack(dispatcher, pool, port)
     try:

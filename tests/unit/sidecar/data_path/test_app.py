@@ -14,7 +14,7 @@ from equipoise_simulator.standin import StandIn
 RECORDINGS = Path(__file__).parents[3] / "data" / "vllm"
 ENTRIES = {entry["name"]: entry for entry in json.loads((RECORDINGS / "recordings.json").read_text())}
 FINGERPRINT = json.loads((RECORDINGS / "chat.json.body").read_text())["system_fingerprint"]
-PROFILE = EngineProfile(system_fingerprint=FINGERPRINT, max_model_len=4096, models=("m",))
+PROFILE = EngineProfile(system_fingerprint=FINGERPRINT, max_model_len=4096, models=("m",), priorities=True)
 EVENTS = (
     b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream; charset=utf-8\r\ntransfer-encoding: chunked\r\n\r\n"
 )
@@ -180,12 +180,14 @@ async def test_credentials_and_scheduling_headers_of_the_client_never_reach_the_
         }
 
 
-async def test_an_engine_without_priorities_is_sent_none():
-    script = replying(answer(b"{}"))
-    async with engine(script) as it, stack(it.url, profile=EngineProfile(priorities=False)) as way:
+@pytest.mark.parametrize("priorities", [True, False])
+async def test_an_engine_is_sent_priorities_only_where_it_is_known_to_take_them(priorities):
+    script = replying(answer(b'{"usage":{"prompt_tokens":40,"completion_tokens":5}}'))
+    profile = EngineProfile(priorities=priorities)
+    async with engine(script) as it, stack(it.url, profile=profile) as way:
         await way.ask()
         await way.ask()
-        assert sent_headers(script)[b"x-vllm-priority"] == b"0"
+        assert sent_headers(script)[b"x-vllm-priority"] == (b"50" if priorities else b"0")
 
 
 @pytest.mark.parametrize(
