@@ -168,7 +168,7 @@ class Process:
             self.process.send_signal(signal.SIGKILL)
             await self.process.wait()
 
-    async def until(self, check: Callable[[], Any], seconds: float = 20) -> Any:
+    async def until(self, check: Callable[[], Any], seconds: float = 90) -> Any:
         """Wait until `check` returns something; what connection errors say is that it is not yet so."""
         deadline = asyncio.get_running_loop().time() + seconds
         while True:
