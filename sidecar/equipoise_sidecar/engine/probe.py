@@ -7,6 +7,8 @@ says what came from the prefix cache).
 
 from __future__ import annotations
 
+import asyncio
+
 import msgspec
 
 from equipoise_sidecar.engine.errors import EngineError
@@ -17,8 +19,13 @@ from equipoise_sidecar.usage import ReportedUsage
 
 PROBE_SECONDS = 60.0
 """The probe waits in the engine's queue like any request."""
+BUSY_SECONDS = 0.25
+"""Between tries while the engine answers 503."""
 PROMPT_TOKENS = 300
 """More than two blocks of any usual size, so that the second time some of it is cached."""
+
+
+_PATH = "/v1/completions"
 
 
 class _Card(msgspec.Struct):
@@ -50,15 +57,23 @@ async def probe(
     ids = [1] * (PROMPT_TOKENS if longest is None else max(1, min(PROMPT_TOKENS, longest - 1)))
     request = {"model": cards[0].id, "prompt": ids, "max_tokens": 1, "temperature": 0}
     streaming = msgspec.json.encode({**request, "stream": True})
-    path = "/v1/completions"
+    deadline = asyncio.get_running_loop().time() + timeout
+
+    async def generate(body: bytes, priority: int | None = None) -> Fetched:
+        while True:
+            answer = await fetch(pool, _PATH, body=body, api_key=api_key, priority=priority, timeout=timeout)
+            if answer.status != 503:
+                return answer
+            if asyncio.get_running_loop().time() > deadline:
+                raise EngineError("the engine is too busy for the probe")
+            await asyncio.sleep(BUSY_SECONDS)
+
     # vLLM used to refuse a priority where it is not in priority mode; later versions ignore it
-    streamed = await fetch(pool, path, body=streaming, api_key=api_key, priority=1, timeout=timeout)
+    streamed = await generate(streaming, priority=1)
     priorities = streamed.status == 200
     if not priorities:
-        streamed = await fetch(pool, path, body=streaming, api_key=api_key, timeout=timeout)
-    whole = await fetch(pool, path, body=msgspec.json.encode(request), api_key=api_key, timeout=timeout)
-    if 503 in (streamed.status, whole.status):
-        raise EngineError("the engine is too busy for the probe")
+        streamed = await generate(streaming)
+    whole = await generate(msgspec.json.encode(request))
     chunks = _chunks(streamed)
     answers = [*chunks, *([_read(whole.body)] if whole.status == 200 else [])]
     usages = [answer.usage for answer in answers if answer.usage is not None]
@@ -96,4 +111,4 @@ def _read(body: bytes) -> _Answer:
     try:
         return msgspec.json.decode(body, type=_Answer)
     except (msgspec.MsgspecError, ValueError) as error:
-        raise EngineError(f"/v1/completions: {error}") from None
+        raise EngineError(f"{_PATH}: {error}") from None

@@ -123,6 +123,18 @@ def answering(models: bytes, completions: bytes):
     return script
 
 
+async def test_the_probe_waits_for_a_busy_engine():
+    answers = [answer(b"", b"503 Service Unavailable")] * 2 + [answer(b'{"system_fingerprint":"f"}')] * 2
+
+    async def script(connection: Connection) -> None:
+        while request := await connection.request():
+            connection.send(MODELS if request[0].startswith(b"GET") else answers.pop(0))
+
+    async with engine(script) as it:
+        assert (await probe(pool_to(it.url))).system_fingerprint == "f"
+    assert answers == []
+
+
 async def test_the_probe_of_an_engine_that_does_not_generate():
     async with engine(answering(MODELS, answer(b"{}", b"404 Not Found"))) as it:
         assert await probe(pool_to(it.url)) == EngineProfile(
@@ -143,4 +155,4 @@ async def test_the_probe_of_an_engine_that_does_not_generate():
 async def test_a_probe_that_fails_says_why(models, completions, message):
     async with engine(answering(models, completions)) as it:
         with pytest.raises(EngineError, match=message):
-            await probe(pool_to(it.url))
+            await probe(pool_to(it.url), timeout=0.4)
