@@ -1,7 +1,7 @@
 """The process: three ports, the tasks beside them, and an orderly end.
 
 Up: what is on disk is restored, then the ports open, the plain one first. Down (SIGTERM, SIGINT): readiness fails, new
-work is refused, what is queued or in flight gets its time, then the ports close. A second signal ends at once. A task
+work is refused, what is queued or in flight gets its time, then the ports close. A second signal ends that time. A task
 that dies takes the process with it: a sidecar without its feedback or its clock must be restarted, not half alive.
 """
 
@@ -63,6 +63,8 @@ class Sidecar:
         self._stop = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self._failed = False
+        self._patience: set[asyncio.Timeout] = set()
+        """Of each drain that is going on."""
         self._drain_until: float | None = None
         """On the loop's clock, from the first request to drain on: a preStop hook and SIGTERM share the time."""
 
@@ -211,8 +213,11 @@ class Sidecar:
 
     def _told_to_end(self, number: int) -> None:
         if self._stop.is_set():
-            log.warning("told twice: ending at once")
-            raise SystemExit(128 + number)
+            log.warning("told twice: what is left is cut off")
+            self._drain_until = asyncio.get_running_loop().time()
+            for patience in self._patience:
+                patience.reschedule(self._drain_until)
+            return
         log.info("draining", signal=signal.Signals(number).name, seconds=self._settings.drain_seconds)
         self.dispatcher.drain()
         self._stop.set()
@@ -229,8 +234,12 @@ class Sidecar:
         if self._drain_until is None:
             self._drain_until = asyncio.get_running_loop().time() + self._settings.drain_seconds
         try:
-            async with asyncio.timeout_at(self._drain_until):
-                await self.dispatcher.drained()
+            async with asyncio.timeout_at(self._drain_until) as patience:
+                self._patience.add(patience)
+                try:
+                    await self.dispatcher.drained()
+                finally:
+                    self._patience.discard(patience)
         except TimeoutError:
             left = sum(1 for _ in self.dispatcher.tickets())
             log.warning("drain ran out of time", left=left)

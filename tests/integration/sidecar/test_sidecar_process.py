@@ -359,6 +359,24 @@ class TestDrain:
         with pytest.raises(aiohttp.ClientError):
             await stream
 
+    async def test_a_second_signal_cuts_off_what_is_left_and_ends_in_order(self, sidecar):
+        await sidecar.put(make_config(), 1, 1)
+        await sidecar.until(lambda: ready(sidecar))
+        stream = asyncio.create_task(sidecar.chat("blue", max_tokens=3000))
+
+        async def running():
+            return (await sidecar.state()).load.running == 1
+
+        await sidecar.until(running)
+        for _ in range(2):
+            sidecar.process.send_signal(signal.SIGTERM)
+            await asyncio.sleep(0.5)
+        assert await asyncio.wait_for(sidecar.process.wait(), 60) == 0
+        assert "what is left is cut off" in sidecar.log.read_text()
+        with pytest.raises(aiohttp.ClientError):
+            await stream
+        assert "team/blue" in (sidecar.directory / "state" / "counters.json").read_text()
+
     async def test_a_drain_of_nobody_says_so_and_does_not_hold_the_engine_up(self, sidecar):
         await sidecar.kill()
         command = await asyncio.create_subprocess_exec(
