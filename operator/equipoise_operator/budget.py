@@ -20,7 +20,8 @@ class Budget:
         now = self._clock()
         self._tokens = min(self._burst, self._tokens + (now - self._at) * self._rate)
         self._at = now
-        if self._tokens >= 1:
+        # Not quite one is one: what is missing is the clock's rounding, and waiting for it would spin.
+        if self._tokens >= 1 - 1e-6:
             self._tokens -= 1
             return 0.0
         return (1 - self._tokens) / self._rate

@@ -175,14 +175,13 @@ class Leader:
         return path(LEASES, "leases", self._namespace, self._name)
 
     async def _try_acquire(self) -> bool:
+        lease: Json | None = None
         try:
             lease = await self._kube.get(self._path, deadline=self.timing.retry)
+            self._observe(lease.get("spec", {}))
         except ApiError as error:
             if error.status != 404:
                 raise
-            lease = None
-        else:
-            self._observe(lease.get("spec", {}))
         seen = self._seen
         # The same pod's name: a container restarts only after its former process has ended.
         ours = seen.holder.rpartition("_")[0] == self._candidate

@@ -241,12 +241,12 @@ class Replica:
     async def _serve(
         self, stack: contextlib.AsyncExitStack, app: web.Application, *, certificates: bool = False
     ) -> None:
-        runner = web.AppRunner(app, access_log=None)
+        runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
         await runner.setup()
         stack.push_async_callback(runner.cleanup)
         port = self.settings.issuer_port if certificates else self.settings.http_port
         context = self._tls.server if certificates else None
-        await web.TCPSite(runner, self.settings.host, port, ssl_context=context, shutdown_timeout=1.0).start()
+        await web.TCPSite(runner, self.settings.host, port, ssl_context=context).start()
         log.info("listening", what="issuer" if certificates else "http", address=runner.addresses[0])
 
     # What becomes of changes

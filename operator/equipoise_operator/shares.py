@@ -61,7 +61,7 @@ def rows(states: Sequence[SidecarState], weights: Mapping[str, int]) -> dict[str
             share = Share(
                 entitled_percent=_percent(entitled[place], total),
                 actual_percent=_percent(service[place], total),
-                demand_percent=min(1_000_000, rounded(100 * demand[place] / total)),
+                demand_percent=rounded(min(1e6, 100 * demand[place] / total)),
             )
         found[name] = Row(share, _usage(parts[name]), _latency(tenants))
     return found
