@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 PATIENCE = 1_800.0
 """Seconds of the trace that a request may take; a backlog of the whole trace is gone by then."""
+UNEQUAL = 1.25
+"""Factor of throughput between two replays above which something else than the algorithm differed, such as a busy machine."""
 LATE_SECONDS = 0.5
 """Real seconds by which a stand-in may fall behind its model before the figures are doubted."""
 
@@ -57,6 +59,8 @@ class Story:
         self.progress.step("Patching the policy: FCFS to VTC")
         self.stack.set_algorithm("VTC")
         after = self.replay("VTC")
+        if not 1 / UNEQUAL < after.tokens_per_second / max(before.tokens_per_second, 1e-9) < UNEQUAL:
+            self.notes.append("the engines' throughput differs much between the replays: they compare badly")
         objects = self.stack.objects()
         self.console.print(objects, markup=False, highlight=False, soft_wrap=True)
         for table in report.tables(before, after):
