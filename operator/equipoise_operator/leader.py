@@ -228,25 +228,32 @@ class Leader:
         return True
 
     async def _update(self, epoch: int) -> None:
-        """Renew. On a conflict read who holds the Lease: it may be a label that somebody changed."""
+        """Renew. A conflict need not be a loss: somebody may have put a label on the Lease."""
         async with self._writing:
             started = self._clock()
             try:
                 await self._write(epoch, started, acquired=self._lease["spec"]["acquireTime"])
             except ApiError as error:
-                if error.status == 404:
-                    # Deleted by somebody: taken again at once, unless another candidate was faster.
-                    if await self._create(epoch + 1):
-                        return
-                elif error.status != 409:
+                if error.status not in (404, 409):
                     raise
-                lease = await self._kube.get(self._path, deadline=self.timing.retry)
-                holder = lease.get("spec", {}).get("holderIdentity")
-                if holder != self.identity:
-                    self._valid_until = float("-inf")
-                    raise LeadershipLostError(f"the Lease is held by {holder or 'nobody'}") from error
-                self._lease = lease
-                await self._write(epoch, started, acquired=lease["spec"]["acquireTime"])
+                await self._reclaim(epoch, started)
+
+    async def _reclaim(self, epoch: int, started: float) -> None:
+        """Go on after a conflict if the Lease is still ours, or take it again if somebody deleted it."""
+        try:
+            lease = await self._kube.get(self._path, deadline=self.timing.retry)
+        except ApiError as error:
+            if error.status != 404:
+                raise
+            if await self._create(epoch + 1):
+                return
+            lease = await self._kube.get(self._path, deadline=self.timing.retry)
+        holder = lease.get("spec", {}).get("holderIdentity")
+        if holder != self.identity:
+            self._valid_until = float("-inf")
+            raise LeadershipLostError(f"the Lease is held by {holder or 'nobody'}")
+        self._lease = lease
+        await self._write(epoch, started, acquired=lease["spec"]["acquireTime"])
 
     async def _write(self, epoch: int, started: float, *, acquired: str) -> None:
         spec = self._spec(epoch, acquired=acquired, renewed=_now())

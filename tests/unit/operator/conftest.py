@@ -133,6 +133,8 @@ class FakeApi:
 
     async def replace(self, where, body, *, deadline=10.0):
         await self.call("PUT", where, body)
+        if where not in self.objects and body["metadata"].get("uid"):
+            raise ApiError(409, "Conflict", "UID in precondition")
         held = self._read(where)
         if body["metadata"].get("resourceVersion") != held["metadata"]["resourceVersion"]:
             raise ApiError(409, "Conflict", where)
