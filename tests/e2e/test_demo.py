@@ -102,7 +102,7 @@ def process(tmp_path):
 
 @pytest.mark.usefixtures("binaries")
 def test_the_demo_shows_that_vtc_is_fairer_and_leaves_a_report(process, tmp_path):
-    demo = process("--seconds", SLICE)
+    demo = process()
     until(tmp_path, r"Ready: 3 sidecars", demo)
     children = relatives(demo.pid)
     assert demo.wait(400) == 0, output_of(tmp_path)
@@ -175,7 +175,7 @@ def test_a_demo_that_is_killed_takes_its_processes_along(process, tmp_path):
 
 
 @pytest.mark.usefixtures("binaries")
-def test_an_engine_that_cannot_start_ends_the_demo_with_its_reason(process, tmp_path):
+def test_engines_so_fast_that_nothing_queues_are_refused(process, tmp_path):
     demo = process("--seconds", SLICE, "--speed", "1e9")
     assert demo.wait(60) == 1
     assert "nothing queues, and there is nothing to show" in output_of(tmp_path)
