@@ -17,7 +17,7 @@ import asyncio
 import secrets
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 import structlog
@@ -57,8 +57,9 @@ class Timing:
 
 @dataclass(frozen=True, slots=True)
 class _Record:
-    """What a candidate saw in the Lease last. A Lease that vanishes is not released."""
+    """What a candidate saw last. A Lease that vanishes is not released: who held it may lead on for a while."""
 
+    present: bool = False
     holder: str = ""
     epoch: int = 0
     renewed: str = ""
@@ -178,10 +179,11 @@ class Leader:
         lease: Json | None = None
         try:
             lease = await self._kube.get(self._path, deadline=self.timing.retry)
-            self._observe(lease.get("spec", {}))
+            self._observe(_record(lease.get("spec", {}), self.timing))
         except ApiError as error:
             if error.status != 404:
                 raise
+            self._observe(replace(self._seen, present=False))
         seen = self._seen
         # The same pod's name: a container restarts only after its former process has ended.
         ours = seen.holder.rpartition("_")[0] == self._candidate
@@ -198,13 +200,7 @@ class Leader:
             return False
         return True
 
-    def _observe(self, spec: Json) -> None:
-        seen = _Record(
-            holder=spec.get("holderIdentity") or "",
-            epoch=int(spec.get("leaseTransitions") or 0),
-            renewed=spec.get("renewTime") or "",
-            duration=float(spec.get("leaseDurationSeconds") or self.timing.duration),
-        )
+    def _observe(self, seen: _Record) -> None:
         if seen != self._seen:
             self._seen, self._seen_at = seen, self._clock()
 
@@ -273,6 +269,16 @@ class Leader:
             "acquireTime": acquired,
             "renewTime": renewed,
         }
+
+
+def _record(spec: Json, timing: Timing) -> _Record:
+    return _Record(
+        present=True,
+        holder=spec.get("holderIdentity") or "",
+        epoch=int(spec.get("leaseTransitions") or 0),
+        renewed=spec.get("renewTime") or "",
+        duration=float(spec.get("leaseDurationSeconds") or timing.duration),
+    )
 
 
 def _now() -> str:
