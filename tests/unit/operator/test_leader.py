@@ -346,7 +346,9 @@ async def _story(api, events):
             links[number].mended.set()
         elif event == "release" and present[number] is not None and not links[number].cut:
             await present[number].release()
-        elif event == "delete the lease" and all(leader and leader.epoch + leader._seen.epoch for leader in present):
+        elif event == "delete the lease" and all(
+            leader and leader.epoch + leader._seen.epoch for leader in present
+        ):
             # Once all have seen it, and its holder can take it again: see the module's last paragraph.
             holder = [link for link, leader in zip(links, present, strict=True) if leader.leads()]
             if holder and not holder[0].cut and holder[0].mended.is_set():
