@@ -6,6 +6,7 @@ Every process ends with this one, however it ends.
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import time
 import urllib.error
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Protocol
 from equipoise_api.names import ADMIN_PORT, DATA_PORT, HEALTH_PORT
 from equipoise_cluster.ports import is_free
 from equipoise_cluster.processes import Process
-from equipoise_demo.places import MODEL, RELEASE, DemoError
+from equipoise_demo.places import MODEL, NAMESPACE, RELEASE, DemoError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -72,14 +73,28 @@ class StandInProcess:
         self.process.stop(STOP_SECONDS)
 
 
-@dataclass(frozen=True)
 class Pair:
     """One engine and the sidecar before it, at a pod's address."""
 
-    name: str
-    uid: str
-    address: str
-    sidecar: Process
+    def __init__(self, pod: PodPlace, engine: Path, issuer_url: str, ca_file: Path, token_file: Path) -> None:
+        """Start the sidecar as its container would be started: by its environment."""
+        self.address = pod.address
+        self._log = pod.folder / "sidecar.log"
+        self._history = pod.folder / "state"
+        self._settings = {
+            "EQUIPOISE_ENGINE": f"unix:{engine}",
+            "EQUIPOISE_HOST": pod.address,
+            "EQUIPOISE_STATE_DIR": str(self._history),
+            "EQUIPOISE_DRAIN_SECONDS": "1",
+            "EQUIPOISE_INSTALL": RELEASE,
+            "EQUIPOISE_ISSUER_URL": issuer_url,
+            "EQUIPOISE_CA_FILE": str(ca_file),
+            "EQUIPOISE_TOKEN_FILE": str(token_file),
+            "POD_NAME": pod.name,
+            "POD_NAMESPACE": NAMESPACE,
+            "POD_UID": pod.uid,
+        }
+        self.sidecar = self._start()
 
     @property
     def endpoint(self) -> tuple[str, int]:
@@ -90,35 +105,30 @@ class Pair:
         """Whether the sidecar has a configuration and an engine."""
         return answers(f"http://{self.address}:{HEALTH_PORT}/readyz")
 
+    def forget(self) -> None:
+        """Start the sidecar anew, without the counters, lengths and limits that it has learnt."""
+        self.stop()
+        shutil.rmtree(self._history)
+        self.sidecar = self._start()
 
-def start_sidecar(
-    *,
-    name: str,
-    uid: str,
-    address: str,
-    namespace: str,
-    engine: Path,
-    state: Path,
-    issuer_url: str,
-    ca_file: Path,
-    token_file: Path,
-) -> Pair:
-    """Start a sidecar as its container would be started: by its environment."""
-    settings = {
-        "EQUIPOISE_ENGINE": f"unix:{engine}",
-        "EQUIPOISE_HOST": address,
-        "EQUIPOISE_STATE_DIR": str(state),
-        "EQUIPOISE_DRAIN_SECONDS": "1",
-        "EQUIPOISE_INSTALL": RELEASE,
-        "EQUIPOISE_ISSUER_URL": issuer_url,
-        "EQUIPOISE_CA_FILE": str(ca_file),
-        "EQUIPOISE_TOKEN_FILE": str(token_file),
-        "POD_NAME": name,
-        "POD_NAMESPACE": namespace,
-        "POD_UID": uid,
-    }
-    command = [sys.executable, "-m", "equipoise_sidecar"]
-    return Pair(name, uid, address, Process(command, state / "sidecar.log", env=environment(settings)))
+    def stop(self) -> None:
+        """End the sidecar."""
+        self.sidecar.stop(STOP_SECONDS)
+
+    def _start(self) -> Process:
+        self._history.mkdir()
+        command = [sys.executable, "-m", "equipoise_sidecar"]
+        return Process(command, self._log, env=environment(self._settings))
+
+
+@dataclass(frozen=True)
+class PodPlace:
+    """A Pod object of the demo, its address, and the folder for what would be its volumes."""
+
+    name: str
+    uid: str
+    address: str
+    folder: Path
 
 
 def addresses(count: int) -> list[str]:

@@ -72,7 +72,7 @@ class Result:
     """Length of the trace; what comes after it, while queues empty, counts for no rate."""
     difference: Difference
     jain: float
-    """Over the service of the tenants that asked for more than their share: they are entitled to the same."""
+    """Over each tenant's service divided by what it is entitled to: 1 when all got the same part of theirs."""
     ttft: Summary
     ttft_within_share: Summary
     """Of the tenants that asked for no more than their share: what isolation is for."""
@@ -110,7 +110,7 @@ def measure(algorithm: str, outcomes: list[Outcome], seconds: float, capacity: f
         algorithm=algorithm,
         seconds=seconds,
         difference=service_difference(series, ticks, 2 * half),
-        jain=jain([row.service for row in tenants if row.tenant not in within]),
+        jain=jain([row.service / row.entitled for row in tenants]),
         ttft=summary(_ttfts(outcomes)),
         ttft_within_share=summary(_ttfts([outcome for outcome in outcomes if outcome.tenant in within])),
         tokens_per_second=_tokens_before(outcomes, seconds) / seconds,

@@ -57,7 +57,7 @@ def summary_rows(before: Result, after: Result) -> list[tuple[str, str, str]]:
     return [
         row("service difference, mean (tokens/s)", lambda result: f"{result.difference.mean:.0f}"),
         row("service difference, max (tokens/s)", lambda result: f"{result.difference.max:.0f}"),
-        row("Jain's index, tenants that want more than their share", lambda result: f"{result.jain:.3f}"),
+        row("Jain's index of service over entitlement", lambda result: f"{result.jain:.3f}"),
         row(
             "TTFT p50, tenants within their share (s)", lambda result: _seconds(result.ttft_within_share.p50)
         ),
@@ -153,4 +153,6 @@ def _finite(values: dict[str, float]) -> dict[str, float | None]:
 
 
 def _seconds(value: float) -> str:
-    return "-" if math.isnan(value) else f"{value:.1f}" if value >= 1 else f"{value:.2f}"
+    if math.isnan(value):
+        return "-"
+    return f"{value:.2f}" if value < 1 else f"{value:.1f}" if value < 10 else f"{value:.0f}"

@@ -22,7 +22,7 @@ from kubernetes.client.exceptions import ApiException
 from equipoise_api.names import FAIRNESS_POLICIES, GROUP, ISSUER_PORT, OPERATOR_PORT, TOKEN_AUDIENCE, VERSION
 from equipoise_cluster import Cluster, ControlPlane, find
 from equipoise_cluster.processes import Process
-from equipoise_demo.fleet import EngineProcess, Pair, addresses, answers, environment, start_sidecar, until
+from equipoise_demo.fleet import EngineProcess, Pair, PodPlace, addresses, answers, environment, until
 from equipoise_demo.places import (
     NAMESPACE,
     POLICY,
@@ -110,6 +110,12 @@ class Stack:
         )
         self._await_sync()
 
+    def forget(self) -> None:
+        """Start the sidecars anew without what they learnt, and return when all are configured."""
+        for pair in self.pairs:
+            pair.forget()
+        self._await_sync()
+
     def objects(self) -> str:
         """Return tenants and policies as kubectl prints them."""
         return self.cluster.kubectl("get", "tenants,fairnesspolicies", f"--namespace={NAMESPACE}")
@@ -141,15 +147,14 @@ class Stack:
         step("Installing the chart with helm")
         self._install_chart()
         step("Creating pods, tenants, Secrets and the policy (FCFS) with kubectl")
-        places = addresses(self.plan.engines)
-        uids = self._create_pods(places)
+        pods = self._create_pods()
         self._apply_objects()
         step("Starting the operator with the chart's ServiceAccount")
-        issuer = self._start_operator(places[0].rpartition(".")[0] + ".100")
+        issuer = self._start_operator(pods[0].address.rpartition(".")[0] + ".100")
         for engine in self.engines:
             engine.wait_ready()
         step(f"Starting {self.plan.engines} sidecars")
-        self._start_sidecars(places, uids, issuer)
+        self._start_sidecars(pods, issuer)
         self._await_sync()
         step(f"Ready: {len(self.pairs)} sidecars configured for {len(self.plan.tenants)} tenants")
 
@@ -190,14 +195,17 @@ class Stack:
             *("--set", f"watchNamespaces={{{NAMESPACE}}}", "--set", "replicas=1"),
         )
 
-    def _create_pods(self, places: Sequence[str]) -> list[str]:
+    def _create_pods(self) -> list[PodPlace]:
         text = (self.root / "manifests" / "demo" / "pod.yaml").read_text(encoding="utf-8")
-        uids = []
-        for number, address in enumerate(places, start=1):
+        places = []
+        for number, address in enumerate(addresses(self.plan.engines), start=1):
             pod = yaml.safe_load(text)
-            pod["metadata"]["name"] += f"-{number}"
-            uids.append(self.cluster.run_pod(pod, ip=address, namespace=NAMESPACE, node=NODE))
-        return uids
+            name = pod["metadata"]["name"] = f"{pod['metadata']['name']}-{number}"
+            folder = self.state / f"sidecar-{number}"
+            folder.mkdir()
+            uid = self.cluster.run_pod(pod, ip=address, namespace=NAMESPACE, node=NODE)
+            places.append(PodPlace(name, uid, address, folder))
+        return places
 
     def _apply_objects(self) -> None:
         folder = self.root / "manifests" / "demo"
@@ -231,7 +239,7 @@ class Stack:
         )
         return f"https://{address}:{ISSUER_PORT}"
 
-    def _start_sidecars(self, places: Sequence[str], uids: Sequence[str], issuer: str) -> None:
+    def _start_sidecars(self, pods: Sequence[PodPlace], issuer: str) -> None:
         """Do the kubelet's work for a pod's volumes, then start what runs in it."""
         core = client.CoreV1Api(self.cluster.admin)
         bundle = f"{RELEASE}-ca"
@@ -241,34 +249,17 @@ class Stack:
             [self._operator],
         )
         certificates = core.read_namespaced_config_map(bundle, NAMESPACE).data or {}
-        ca_file = self.state / "ca.crt"
+        ca_file = self.state / "issuer-ca.crt"
         ca_file.write_text(certificates["ca.crt"], encoding="utf-8")
-        for number, (address, uid, engine) in enumerate(
-            zip(places, uids, self.engines, strict=True), start=1
-        ):
-            name = f"engine-{number}"
-            folder = self.state / f"sidecar-{number}"
-            folder.mkdir()
-            token_file = folder / "token"
+        for pod, engine in zip(pods, self.engines, strict=True):
+            token = self.cluster.token(NAMESPACE, "default", audience=TOKEN_AUDIENCE, pod=(pod.name, pod.uid))
+            token_file = pod.folder / "token"
             token_file.touch(mode=0o600)
-            token_file.write_text(
-                self.cluster.token(NAMESPACE, "default", audience=TOKEN_AUDIENCE, pod=(name, uid)),
-                encoding="utf-8",
-            )
+            token_file.write_text(token, encoding="utf-8")
             assert engine.uds is not None, "the demo's engines listen on Unix sockets"
-            pair = start_sidecar(
-                name=name,
-                uid=uid,
-                address=address,
-                namespace=NAMESPACE,
-                engine=engine.uds,
-                state=folder,
-                issuer_url=issuer,
-                ca_file=ca_file,
-                token_file=token_file,
-            )
+            pair = Pair(pod, engine.uds, issuer, ca_file, token_file)
             self.pairs.append(pair)
-            self._cleanup.callback(pair.sidecar.stop, STOP_SECONDS)
+            self._cleanup.callback(pair.stop)
 
     # -- waiting
 

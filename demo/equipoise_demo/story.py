@@ -56,6 +56,8 @@ class Story:
     def tell(self, folder: Path) -> list[Path]:
         """Replay twice, print the comparison, leave it in `folder`; return the files. DemoError when a text was wrong."""
         before = self.replay("FCFS")
+        self.progress.step("Restarting the sidecars without what they learnt: both replays begin alike")
+        self.stack.forget()
         self.progress.step("Patching the policy: FCFS to VTC")
         self.stack.set_algorithm("VTC")
         after = self.replay("VTC")

@@ -36,10 +36,14 @@ def test_equal_service_has_no_difference_and_a_starved_tenant_all_of_it():
     assert result.jain == pytest.approx(0.5, abs=0.01)
 
 
-def test_jains_index_leaves_out_those_who_asked_for_little():
-    heavy = [outcome(tenant, 0.0, 1.0, 100, every=0.5) for tenant in "ab"]
-    light = [outcome("c", 0.0, 1.0, 2)]
-    assert measure("VTC", [*heavy, *light], 60.0, 3.0).jain == pytest.approx(1.0, abs=0.01)
+def test_jains_index_is_of_service_over_entitlement():
+    """The light tenant gets all it asks for, the heavy ones all of what is left: each has all of its own."""
+    fair = [*(outcome(tenant, 0.0, 0.0, 100, prompt=10) for tenant in "ab"), outcome("c", 0.0, 0.0, 10)]
+    result = measure("VTC", fair, 100.0, 4.5)
+    assert {row.tenant: row.entitled for row in result.tenants} == {"a": 2.1, "b": 2.1, "c": 0.3}
+    assert result.jain == pytest.approx(1.0, abs=1e-3)
+    starved = [fair[0], fair[1], outcome("c", 0.0, 99.0, 10)]
+    assert measure("FCFS", starved, 100.0, 4.5).jain < 0.8
 
 
 def test_who_asks_for_no_more_than_an_equal_share_is_within_it():
@@ -85,7 +89,7 @@ def test_a_report_has_tables_and_a_plot(results, tmp_path):
         "lost": None,
     }
     markdown = files[1].read_text()
-    assert "| light | 1 | 0 | 0 | 0 → 0 | 55.0 → 1.0 | 55.0 → 1.0 |" in markdown
+    assert "| light | 1 | 0 | 0 | 0 → 0 | 55 → 1.0 | 55 → 1.0 |" in markdown
     assert "| finished / failed | 2 / 1 | 3 / 0 |" in markdown
     png = files[2].read_bytes()
     assert png.startswith(b"\x89PNG")
