@@ -250,8 +250,10 @@ async def issuer(authority, tmp_path):
 
 @pytest.fixture
 async def engine(tmp_path):
-    async with StandIn(profile="fast", speed=4, uds=tmp_path / "engine.sock") as engine:
-        yield engine
+    engine = StandIn(profile="fast", speed=4, uds=tmp_path / "engine.sock")
+    await engine.start()
+    yield engine
+    await engine.stop()
 
 
 @pytest.fixture

@@ -148,13 +148,11 @@ class TestConfiguration:
         push = json.dumps(
             {"epoch": 1, "sequence": 2, "revision": many.revision, "config": many.document()}
         ).encode()
-        await asyncio.sleep(1)
-        usual = max(gaps)
         gaps.clear()
         assert (await sidecar.admin("PUT", CONFIG_PATH, push))[0] == 200
         watching.cancel()
         assert (await sidecar.state()).revision == many.revision
-        assert max(gaps) < 0.3 + 3 * usual
+        assert len(gaps) >= 10, "parsing on the event loop would have let two or three through"
         assert (await sidecar.chat("v9999"))[1]["x-equipoise-tenant"] == "many/t09999"
 
 
@@ -427,7 +425,7 @@ class TestStart:
 
         await sidecar.until(queued)
         assert "the engine cannot be reached" in (await sidecar.health("/debug/fairness/requests"))[1]
-        await engine.start()
-        status, _, text = await waiting
+        async with type(engine)(profile="fast", speed=4, uds=engine.uds):
+            status, _, text = await waiting
         assert status == 200
         assert text.endswith("data: [DONE]\n\n")
