@@ -5,10 +5,11 @@ Only `on.event`: no annotations, no finalizers, no diffs. Listings of our own (`
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import kopf
+from typing_extensions import override
 
 from equipoise_operator.observe import Channel, Channels
 
@@ -21,6 +22,22 @@ class Backoffs:
         yield from (0.1, 0.2, 0.5)
         while True:
             yield 1.0
+
+
+class NoDiffs(kopf.DiffBaseStorage):
+    """Tells kopf that no object has anything to compare: it would copy each one twice an event, and nobody asks."""
+
+    @override
+    def build(self, *, body: kopf.Body, extra_fields: Iterable[Any] | None = None) -> kopf.BodyEssence:
+        return kopf.BodyEssence()
+
+    @override
+    def fetch(self, *, body: kopf.Body) -> kopf.BodyEssence | None:
+        return None
+
+    @override
+    def store(self, *, body: kopf.Body, patch: kopf.Patch, essence: kopf.BodyEssence) -> None:
+        """Keep nothing: objects get no annotations."""
 
 
 def registry(
@@ -52,6 +69,7 @@ def settings(channels: Channels) -> kopf.OperatorSettings:
     made = kopf.OperatorSettings()
     made.posting.enabled = False
     made.peering.standalone = True
+    made.persistence.diffbase_storage = NoDiffs()
     # So that RBAC needs neither CRDs nor Namespaces; the CRDs are waited for before kopf starts.
     made.scanning.disabled = True
     made.networking.error_backoffs = Backoffs()

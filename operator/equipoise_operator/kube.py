@@ -118,20 +118,29 @@ class Kube:
         metadata: Json = answer["metadata"]
         return metadata
 
+    async def pages(
+        self, where: str, *, selector: str = "", size: int = PAGE, deadline: float = DEADLINE, accept: str = JSON
+    ) -> AsyncIterator[Json]:
+        """List page by page, all as of one resource version. The deadline is each page's."""
+        params = {"limit": str(size)} | ({"labelSelector": selector} if selector else {})
+        while True:
+            page = await self.call("GET", where, accept=accept, deadline=deadline, params=params)
+            yield page
+            following = page["metadata"].get("continue")
+            if not following:
+                return
+            params["continue"] = following
+
     async def names(self, where: str, *, deadline: float = DEADLINE, selector: str = "") -> Listing:
-        """List names and uids, page by page, all as of one resource version."""
+        """List names and uids."""
         uids: dict[tuple[str, str], str] = {}
-        params = {"limit": str(PAGE)} | ({"labelSelector": selector} if selector else {})
-        async with _deadline(deadline, where):
-            while True:
-                page = await self.call("GET", where, accept=NAMES_ONLY, deadline=deadline, params=params)
-                for item in page["items"] or ():
-                    metadata = item["metadata"]
-                    uids[metadata.get("namespace", ""), metadata["name"]] = metadata["uid"]
-                following = page["metadata"].get("continue")
-                if not following:
-                    return Listing(uids, int(page["metadata"]["resourceVersion"]))
-                params["continue"] = following
+        version = 0
+        async for page in self.pages(where, selector=selector, deadline=deadline, accept=NAMES_ONLY):
+            for item in page["items"] or ():
+                metadata = item["metadata"]
+                uids[metadata.get("namespace", ""), metadata["name"]] = metadata["uid"]
+            version = int(page["metadata"]["resourceVersion"])
+        return Listing(uids, version)
 
     async def call(
         self,

@@ -34,9 +34,12 @@ class Channel(Generic[T]):
     """Whether an object that is being deleted counts until it is gone."""
 
     def event(self, kind: str | None, body: Mapping[str, Any]) -> None:
-        """Take an event: ADDED, MODIFIED, DELETED, or None for an object of kopf's listing."""
+        """Take an event: ADDED, MODIFIED, DELETED, or None for an object of a listing."""
         metadata = body["metadata"]
         key = (metadata["namespace"], metadata["name"])
+        held = self.shelf.get(key)
+        if kind is None and held is not None and held.version >= int(metadata["resourceVersion"]):
+            return
         if kind == "DELETED" or (metadata.get("deletionTimestamp") and not self.stays):
             change = self.shelf.drop(key, metadata["uid"])
         else:

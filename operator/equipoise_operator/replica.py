@@ -133,7 +133,7 @@ class Replica:
             pod=self._pod_changed,
             secret=self._secret_changed,
         )
-        self._relister = Relister(self._kube, self.store, self._channels, settings.watch_namespaces)
+        self._relister = Relister(self._kube, self._channels, settings.watch_namespaces)
         self._leader.on_recovered = self._relister.request
         self._controller.on_compiled = self._compiled
         self._controller.on_forgotten = self._forgotten
@@ -152,7 +152,7 @@ class Replica:
             forever = [
                 asyncio.create_task(part, name=name)
                 for name, part in (
-                    ("relister", self._once_defined(self._relister.run)),
+                    ("relister", self._relister.run()),
                     ("authority", self._authority.run(self._authority_changed)),
                     ("renewal", self._renew()),
                     ("issuer", self._serve_certificates(stack)),
@@ -170,7 +170,7 @@ class Replica:
 
     async def _lead(self) -> None:
         """Wait for a full store and the Lease, then work as long as it is ours."""
-        await self._relister.complete()
+        await self._relister.filled.wait()
         log.info("observed", tenants=len(self.store.tenants), pods=len(self.store.pods))
         await self._leader.campaign()
         self._controller.start()
@@ -187,6 +187,7 @@ class Replica:
                 group.create_task(part)
 
     async def _watch(self) -> None:
+        await self._relister.fill()
         ready = asyncio.Event()
         namespaces = self.settings.watch_namespaces
         retake = asyncio.create_task(self._retake_signals(ready))
@@ -290,7 +291,7 @@ class Replica:
         return "stopping" if self._stop.is_set() else ""
 
     def _ready(self) -> str:
-        if not self.store.complete:
+        if not self._relister.filled.is_set():
             return "the cluster's objects are not all seen yet"
         if self._tls.client is None:
             return f"no authority: {self._authority.problem}"

@@ -1,7 +1,8 @@
 """What is in the cluster, as far as the operator knows: filled by watch events, put right by listings.
 
 Objects are held by namespace and name together with their uid, so that a late event of a deleted object cannot touch its
-successor. Only events add; a listing only drops, so a stale one brings nothing back. Both compare resource versions.
+successor. Events add and drop; a listing of names only drops, so a stale one brings nothing back. All compare resource
+versions.
 """
 
 from __future__ import annotations
@@ -36,7 +37,6 @@ class Shelf(Generic[T]):
         self._essence = essence
         self._objects: dict[Key, Stored[T]] = {}
         self._by_namespace: dict[str, set[str]] = {}
-        self._listed: set[str] | None = None
 
     def __len__(self) -> int:
         return len(self._objects)
@@ -58,7 +58,6 @@ class Shelf(Generic[T]):
 
     def put(self, key: Key, stored: Stored[T]) -> Change[T] | None:
         """Take an object from an event. Returns the change; None where nothing that decides anything changed."""
-        self._seen(stored.uid)
         before = self._objects.get(key)
         if before is not None and before.version >= stored.version:
             return None
@@ -73,7 +72,6 @@ class Shelf(Generic[T]):
 
     def drop(self, key: Key, uid: str) -> Change[T] | None:
         """Forget an object that is gone; another one of that name stays."""
-        self._seen(uid)
         held = self._objects.get(key)
         if held is None or held.uid != uid:
             return None
@@ -84,25 +82,13 @@ class Shelf(Generic[T]):
         return Change(key, held, None)
 
     def reconcile(self, listing: Listing) -> list[Change[T]]:
-        """Drop what the listing lacks, but for what came after it. The first listing says what there is to wait for."""
-        if self._listed is None or self._listed:
-            known = {stored.uid for stored in self._objects.values()}
-            self._listed = set(listing.uids.values()) - known
+        """Drop what the listing lacks, but for what came after it."""
         gone = [
             (key, held.uid)
             for key, held in self._objects.items()
             if held.version <= listing.version and listing.uids.get(key) != held.uid
         ]
         return [change for key, uid in gone if (change := self.drop(key, uid)) is not None]
-
-    @property
-    def complete(self) -> bool:
-        """Say whether all that a listing named was seen: nothing is compiled before."""
-        return self._listed is not None and not self._listed
-
-    def _seen(self, uid: str) -> None:
-        if self._listed:
-            self._listed.discard(uid)
 
 
 def _spec(stored: Stored[Tenant] | Stored[FairnessPolicy]) -> object:
@@ -123,8 +109,3 @@ class Store:
     secrets: Shelf[Secret] = field(default_factory=lambda: Shelf[Secret](_whole))
     unlabelled: set[Key] = field(default_factory=set)
     """Secrets that are named, exist and lack the credential label; their data was not read."""
-
-    @property
-    def complete(self) -> bool:
-        """Say whether every kind was listed and all of it seen."""
-        return all(shelf.complete for shelf in (self.tenants, self.policies, self.pods, self.secrets))

@@ -126,7 +126,9 @@ class Sidecar:
     async def _put(self, request: web.Request) -> web.Response:
         body = await request.read()
         push = ConfigPush.model_validate_json(body)
-        return await self._take(request, push.epoch, push.sequence, push.revision, push.config, size=len(body))
+        return await self._take(
+            request, push.epoch, push.sequence, push.revision, push.config, size=len(body)
+        )
 
     async def _patch(self, request: web.Request) -> web.Response:
         body = await request.read()
@@ -156,7 +158,9 @@ class Sidecar:
         if self.refuse is not None:
             entry.status = 422
             return web.json_response(self.refuse.document(), status=422)
-        assert config.revision == revision, "the pushed revision must be the digest of the pushed configuration"
+        assert config.revision == revision, (
+            "the pushed revision must be the digest of the pushed configuration"
+        )
         entry.applied = revision != self.revision
         self.pair, self.config, self.revision = (epoch, sequence), config, revision
         self.revision_reached.setdefault(revision, entry.at)
@@ -164,11 +168,13 @@ class Sidecar:
         return web.json_response(result.document())
 
     def _answer(self, request, status, push, problem) -> web.Response:
-        self.log.append(Push(time.monotonic(), request.method, status, push.epoch, push.sequence, push.revision))
+        self.log.append(
+            Push(time.monotonic(), request.method, status, push.epoch, push.sequence, push.revision)
+        )
         return web.json_response(problem.document(), status=status)
 
     async def _awake(self) -> None:
-        while self.hang:  # noqa: ASYNC110 - a test sets it
+        while self.hang:
             await asyncio.sleep(0.05)
 
     async def _state(self, request: web.Request) -> web.Response:
@@ -312,7 +318,9 @@ class Operator:
             text = await response.text()
         shown = ",".join(f'{key}="{value}"' for key, value in labels.items())
         prefix = f"equipoise_operator_{name}{{{shown}}} " if shown else f"equipoise_operator_{name} "
-        return next((float(line[len(prefix) :]) for line in text.splitlines() if line.startswith(prefix)), None)
+        return next(
+            (float(line[len(prefix) :]) for line in text.splitlines() if line.startswith(prefix)), None
+        )
 
 
 async def eventually(
@@ -435,7 +443,9 @@ class World:
             api = client.CoreV1Api(self.cluster.admin)
             call = getattr(api, f"{verb}_namespaced_{plural.removesuffix('s')}")
             arguments = (
-                (self.namespace, *arguments) if verb == "create" else (arguments[0], self.namespace, *arguments[1:])
+                (self.namespace, *arguments)
+                if verb == "create"
+                else (arguments[0], self.namespace, *arguments[1:])
             )
         began = time.monotonic()
         await asyncio.to_thread(call, *arguments)
@@ -520,7 +530,9 @@ class World:
         while not await holds():
             if time.monotonic() > deadline:
                 document = (await self.get(kind, name)).get("status")
-                pytest.fail(f"{kind} {name}: {of} is not {status} {reason or ''}: {json.dumps(document, indent=1)}")
+                pytest.fail(
+                    f"{kind} {name}: {of} is not {status} {reason or ''}: {json.dumps(document, indent=1)}"
+                )
             await asyncio.sleep(0.1)
 
     # Processes
@@ -582,7 +594,7 @@ class World:
 
         return await eventually(found, what="no operator issues certificates", also=self.tails)
 
-    async def token(self, sidecar: Sidecar) -> str:
+    async def token(self, sidecar: Any) -> str:
         return await asyncio.to_thread(
             self.cluster.token,
             self.namespace,
@@ -591,10 +603,19 @@ class World:
             pod=(sidecar.name, sidecar.uid),
         )
 
-    async def start_sidecar(self, sidecar: Sidecar, operator: Operator) -> None:
-        await sidecar.start(
-            issuer=operator.issuer, token=await self.token(sidecar), ca=await self.ca()
+    async def context_of(self, pod: Any) -> ssl.SSLContext:
+        """Return a client's TLS context with a certificate that the operator issued for that pod."""
+        key = ec.generate_private_key(ec.SECP256R1())
+        certificate, trusted = await obtain_certificate(
+            key, issuer=(await self.issuing()).issuer, token=await self.token(pod), ca=await self.ca()
         )
+        context = ssl.create_default_context(cadata=trusted)
+        context.check_hostname = False
+        load_pair(context, certificate, key)
+        return context
+
+    async def start_sidecar(self, sidecar: Sidecar, operator: Operator) -> None:
+        await sidecar.start(issuer=operator.issuer, token=await self.token(sidecar), ca=await self.ca())
 
     async def delete_pod(self, name: str) -> None:
         await asyncio.to_thread(self.cluster.delete_pod, self.namespace, name)
@@ -633,7 +654,9 @@ async def world(chart_crds, namespace) -> AsyncIterator[World]:
         *("--show-only=templates/rbac.yaml", "--show-only=templates/serviceaccount.yaml"),
         *("--set", f"watchNamespaces={{{namespace}}}", "--set", f"fullnameOverride={install}"),
     )
-    await asyncio.to_thread(cluster.kubectl, "apply", f"--namespace={namespace}", "--filename=-", input=manifests)
+    await asyncio.to_thread(
+        cluster.kubectl, "apply", f"--namespace={namespace}", "--filename=-", input=manifests
+    )
     kubeconfig = await asyncio.to_thread(cluster.kubeconfig_for, install, namespace=namespace)
     made = World(cluster, namespace, install, f"c-{namespace}", kubeconfig, address)
     try:

@@ -14,7 +14,9 @@ KEY = "k" * 40
 async def prepared(world, *, links=(None, None)):
     """A policy, a tenant, two sidecars; operator-a leads, operator-b stands by."""
     first = world.operator("operator-a", link=links[0])
-    await world.apply(world.policy("policy"), world.secret("keys", KEY), world.tenant("blue", secrets=("keys",)))
+    await world.apply(
+        world.policy("policy"), world.secret("keys", KEY), world.tenant("blue", secrets=("keys",))
+    )
     await first.leading()
     for number in range(2):
         await world.run_pod(f"vllm-{number}")
@@ -139,7 +141,9 @@ async def test_a_leader_without_its_api_server_stops_and_another_takes_over(worl
 
 async def test_an_operator_killed_and_restarted_while_tenants_change(world):
     operator = world.operator("operator-a")
-    await world.apply(world.policy("policy"), world.secret("keys", KEY), world.tenant("blue", secrets=("keys",)))
+    await world.apply(
+        world.policy("policy"), world.secret("keys", KEY), world.tenant("blue", secrets=("keys",))
+    )
     await operator.leading()
     for number in range(2):
         await world.run_pod(f"vllm-{number}")
@@ -156,9 +160,7 @@ async def test_an_operator_killed_and_restarted_while_tenants_change(world):
         await converged(world, began, weights[-1])
         assert f"{world.namespace}/while-away" in world.sidecars["vllm-0"].tenants()
         await world.remove("Tenant", "while-away")
-        await world.within(
-            time.monotonic(), lambda s: f"{world.namespace}/while-away" not in s.tenants()
-        )
+        await world.within(time.monotonic(), lambda s: f"{world.namespace}/while-away" not in s.tenants())
     fenced(world)
     assert [push.epoch for push in world.sidecars["vllm-0"].log][-1] == 3
 
@@ -175,9 +177,7 @@ async def test_tenant_and_secret_deleted_while_the_operators_watch_was_down(worl
     await operator.leading()
     await world.run_pod("vllm-0")
     of = lambda name: f"{world.namespace}/{name}"  # noqa: E731
-    await world.within(
-        time.monotonic(), lambda s: all(s.keys_of(of(name)) for name in "abc"), limit=60
-    )
+    await world.within(time.monotonic(), lambda s: all(s.keys_of(of(name)) for name in "abc"), limit=60)
     await link.cut()
     await world.remove("Tenant", "a")
     await world.remove("Secret", "b-keys")
@@ -198,7 +198,9 @@ async def test_all_of_a_kind_deleted_while_the_watch_was_down(world):
     """kopf says nothing of a kind that is empty."""
     link = await world.link()
     operator = world.operator("operator-a", link=link)
-    await world.apply(world.policy("policy"), world.secret("keys", KEY), world.tenant("blue", secrets=("keys",)))
+    await world.apply(
+        world.policy("policy"), world.secret("keys", KEY), world.tenant("blue", secrets=("keys",))
+    )
     await operator.leading()
     await world.run_pod("vllm-0")
     await world.within(time.monotonic(), lambda s: s.tenants(), limit=60)
@@ -253,7 +255,9 @@ async def test_the_api_server_restarted_under_it_and_objects_deleted_meanwhile(w
 
 async def test_the_api_server_hangs_for_a_while_and_goes_on(world, control_plane):
     operator = world.operator("operator-a")
-    await world.apply(world.policy("policy"), world.secret("keys", KEY), world.tenant("blue", secrets=("keys",)))
+    await world.apply(
+        world.policy("policy"), world.secret("keys", KEY), world.tenant("blue", secrets=("keys",))
+    )
     await operator.leading()
     await world.run_pod("vllm-0")
     await world.within(time.monotonic(), lambda s: s.tenants(), limit=60)

@@ -15,7 +15,9 @@ async def running(world):
     """One operator that leads, a policy, one tenant with a key, three sidecars that hold it."""
     world.operator()
     await world.apply(
-        world.policy("policy"), world.secret("blue-keys", KEYS[0]), world.tenant("blue", secrets=("blue-keys",))
+        world.policy("policy"),
+        world.secret("blue-keys", KEYS[0]),
+        world.tenant("blue", secrets=("blue-keys",)),
     )
     for number in range(3):
         await world.run_pod(f"vllm-{number}")

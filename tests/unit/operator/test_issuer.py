@@ -61,7 +61,7 @@ def request():
     return {"csr": made.public_bytes(serialization.Encoding.PEM).decode()}
 
 
-async def ask(issuer, *, body=None, token="t", header=None):  # noqa: S107
+async def ask(issuer, *, body=None, token="t", header=None):
     headers = {} if header == "" else {"Authorization": header or f"Bearer {token}"}
     async with (
         ClientSession() as session,

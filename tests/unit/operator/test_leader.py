@@ -334,26 +334,10 @@ async def _story(api, events):
             assert len(leading) <= 1, leading
             await asyncio.sleep(0.05)
 
-    lives = [asyncio.create_task(live(number)) for number in range(3)]
+    running = [asyncio.create_task(live(number)) for number in range(3)]
     watching = asyncio.create_task(watch())
     for number, event, seconds in events:
-        if event == "cut":
-            links[number].cut = True
-        elif event == "hang":
-            links[number].mended.clear()
-        elif event == "mend":
-            links[number].cut = False
-            links[number].mended.set()
-        elif event == "release" and present[number] is not None and not links[number].cut:
-            await present[number].release()
-        elif event == "delete the lease" and all(
-            leader and leader.epoch + leader._seen.epoch for leader in present
-        ):
-            # Once all have seen it, and its holder can take it again: see the module's last paragraph.
-            holder = [link for link, leader in zip(links, present, strict=True) if leader.leads()]
-            if holder and not holder[0].cut and holder[0].mended.is_set():
-                api.objects.pop(LEASE, None)
-                await asyncio.sleep(3)
+        await _happen(event, api, links, present, number=number)
         await asyncio.sleep(seconds)
     for link in links:
         link.cut = False
@@ -362,3 +346,23 @@ async def _story(api, events):
     assert not watching.done(), watching.exception()
     assert sum(leader.leads() for leader in present) == 1
     assert terms == sorted(set(terms))
+    assert not any(task.done() for task in running)
+
+
+async def _happen(event, api, links, present, *, number):
+    link, leader = links[number], present[number]
+    if event == "cut":
+        link.cut = True
+    elif event == "hang":
+        link.mended.clear()
+    elif event == "mend":
+        link.cut = False
+        link.mended.set()
+    elif event == "release" and leader is not None and not link.cut:
+        await leader.release()
+    elif event == "delete the lease" and all(each and each.epoch + each._seen.epoch for each in present):
+        # Once all have seen it, and its holder can take it again: see the module's last paragraph.
+        holders = [way for way, each in zip(links, present, strict=True) if each.leads()]
+        if holders and not holders[0].cut and holders[0].mended.is_set():
+            api.objects.pop(LEASE, None)
+            await asyncio.sleep(3)

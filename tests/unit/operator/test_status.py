@@ -200,9 +200,9 @@ class TestTenant:
         assert "SLOMet" not in conditions(tenant_status(make.tenant("blue"), [], "", NOW))
 
     def test_over_policies_usage_is_summed_latency_the_worst_and_the_share_of_the_largest_gap(self, make):
-        def admission(name, entitled, actual, queued, p99, slo):
+        def admission(name, actual, *, queued, p99, slo):
             row = Row()
-            row.share = row.share.model_copy(update={"entitled_percent": entitled, "actual_percent": actual})
+            row.share = row.share.model_copy(update={"entitled_percent": 50, "actual_percent": actual})
             row.usage = Usage(queued=queued, rejected=[Rejections(reason="queue-full", per_minute=queued)])
             row.latency = row.latency.model_copy(
                 update={"ttft_p99_milliseconds": p99, "slo_attainment_percent": slo}
@@ -211,7 +211,7 @@ class TestTenant:
 
         status = tenant_status(
             make.tenant("blue"),
-            [admission("b", 50, 45, 3, 900, 80), admission("a", 50, 20, 4, 100, 99)],
+            [admission("b", 45, queued=3, p99=900, slo=80), admission("a", 20, queued=4, p99=100, slo=99)],
             "",
             NOW,
         )

@@ -89,29 +89,6 @@ def test_a_listing_adds_nothing(store):
     assert len(store.tenants) == 0
 
 
-def test_a_kind_is_complete_once_all_that_was_listed_has_been_seen(store, make):
-    assert not store.tenants.complete
-    put(store, make, 1)
-    store.tenants.reconcile(Listing({BLUE: "u1", ("team", "green"): "u2"}, 10))
-    assert not store.tenants.complete
-    put(store, make, 2, name="green", uid="u2")
-    assert store.tenants.complete
-
-
-def test_what_was_deleted_before_it_was_seen_does_not_hold_up_the_start(store):
-    store.tenants.reconcile(Listing({BLUE: "u1"}, 10))
-    assert not store.tenants.complete
-    store.tenants.reconcile(Listing({}, 11))
-    assert store.tenants.complete
-
-
-def test_an_empty_kind_is_complete_after_its_listing(store):
-    for shelf in (store.tenants, store.policies, store.pods, store.secrets):
-        assert not store.complete
-        shelf.reconcile(Listing({}, 1))
-    assert store.complete
-
-
 def test_a_version_that_cannot_be_read_leaves_the_former_in_force_with_the_error(store, make):
     put(store, make, 1, weight=3)
     change = put(store, make, 2, weight=0)
