@@ -28,7 +28,7 @@ async def serving(**options):
 async def until(condition):
     """Wait until something is true, at most five seconds."""
     async with asyncio.timeout(5):
-        while not condition():  # noqa: ASYNC110 - the engine has no event for it
+        while not condition():
             await asyncio.sleep(0.005)
 
 
