@@ -39,6 +39,8 @@ backlogged tenants from some of them in turn): it can miss a gap that opens and 
 one.
 """
 
+import heapq
+import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -258,27 +260,29 @@ class BoundWatch:
         marks = self._landmarks
         at_once = max(1, SEATS_A_LOOK // len(backlogged))
         if len(marks) > at_once:
-            first = self._ticks * at_once % len(marks)
-            marks = (marks + marks)[first : first + at_once]
+            start = self._ticks * at_once % len(marks)
+            marks = (marks + marks)[start : start + at_once]
         for mark in marks:
-            ahead = behind = ""
-            highest, lowest = float("-inf"), float("inf")
+            rows: list[tuple[float, float]] = []
             for name, then in mark.service.items():
                 seat = backlogged.get(name)
-                if seat is None or seat.since is None or seat.since >= mark.tick:
-                    continue
-                gained, margin = seat.service - then, reach / seat.weight
-                if gained - margin > highest:
-                    highest, ahead = gained - margin, name
-                if gained + margin < lowest:
-                    lowest, behind = gained + margin, name
-            if ahead == behind:
+                if seat is not None and seat.since is not None and seat.since < mark.tick:
+                    rows.append((seat.service - then, reach / seat.weight))
+            if len(rows) < 2:
                 continue
-            excess = highest - lowest - lag
-            closest = self._closest[0]
-            if closest is None or excess > closest.excess:
-                limit = reach / backlogged[ahead].weight + reach / backlogged[behind].weight + lag
-                self._closest[0] = Gap(excess, excess + limit, limit)
+            # Two of each: with unequal weights one tenant may be first at both ends, and a pair has two members.
+            ahead = heapq.nlargest(2, range(len(rows)), key=lambda row: rows[row][0] - rows[row][1])
+            behind = heapq.nsmallest(2, range(len(rows)), key=lambda row: rows[row][0] + rows[row][1])
+            for first, second in itertools.product(ahead, behind):
+                if first != second:
+                    gap = rows[first][0] - rows[second][0]
+                    self._note(gap, rows[first][1] + rows[second][1] + lag)
+
+    def _note(self, gap: float, limit: float) -> None:
+        """Keep the pair that came closest to its limit."""
+        closest = self._closest[0]
+        if closest is None or gap - limit > closest.excess:
+            self._closest[0] = Gap(gap - limit, gap, limit)
 
     def _age(self, flights: Iterable[Flight]) -> None:
         oldest: dict[str, int] = {}

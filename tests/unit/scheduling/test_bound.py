@@ -135,6 +135,14 @@ def test_a_scheduler_that_is_not_fair_breaks_the_bound_visibly():
     assert 0 < bound.gap <= bound.limit < unfair.scheduler.bound(unfair.now).gap
 
 
+def test_the_gap_between_unequal_weights_is_seen():
+    """The heavy tenant's margin is the smaller one, so it can be first at both ends of the comparison."""
+    scheduler = VTC(tenants={"light": TenantSettings(weight=1), "heavy": TenantSettings(weight=10)})
+    world = World(scheduler, [Client("light", 20), Client("heavy", 20)], slots=4)
+    world.run(60)
+    assert scheduler.bound(world.now).gap > 0
+
+
 def test_weights_enter_the_bound_of_the_closest_pair():
     world = World(
         VTC(tenants={"small": TenantSettings(weight=1), "large": TenantSettings(weight=4)}),
