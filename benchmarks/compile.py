@@ -249,7 +249,7 @@ def report(lines: list[list[str]], facts: dict[str, str]) -> str:
 
 Medians of {REPEATS} starts, each on a namespace with that many Tenants and as many labelled Secrets, on a real API server on
 the same machine. "Process start" is Python's and the libraries' import. "All seen" means that every kind was listed and each
-of its objects went through kopf into the store.
+of its objects is in the store.
 """
 
 
