@@ -157,7 +157,7 @@ def test_counter_is_what_was_used_once_everything_has_ended(ops, gate, charge_pr
     """Without lifts nothing may leak: charges, corrections and refunds cancel out to the unit."""
 
     class NoLift(VTC):
-        def _lift_level(self):
+        def _lift_level(self, name):
             return None
 
     chaos = chaos_of(NoLift(VTCSettings(charge_predicted=charge_predicted)), gate).run(ops)

@@ -70,17 +70,20 @@ class VTC(TenantScheduler):
 
     # -- lift
 
-    def _lift_level(self) -> int | None:
-        """Return the counter that a returning tenant is lifted to."""
+    def _lift_level(self, name: str) -> int | None:
+        """Return the counter that the returning tenant `name` is lifted to."""
         least = self.choice.least()
         if least is not None:
             return self._accounts[least].value
-        return self._accounts[self._last_left].value if self._last_left is not None else None
+        # Its own counter would lift it over nobody, and only keep it from the refunds that are due to it.
+        if self._last_left is None or self._last_left == name:
+            return None
+        return self._accounts[self._last_left].value
 
     @override
     def _joined(self, tenant: Tenant, now: float) -> None:
         account = self._account(tenant.name)
-        level = self._lift_level()
+        level = self._lift_level(tenant.name)
         if level is not None:
             account.lift(level)
             self.watch.reached(level / SCALE)
@@ -151,7 +154,7 @@ class VTC(TenantScheduler):
 
     @override
     def _forgettable(self, name: str) -> bool:
-        level = self._lift_level()
+        level = self._lift_level(name)
         return name != self._last_left and self._account(name).value <= (0 if level is None else level)
 
     @override

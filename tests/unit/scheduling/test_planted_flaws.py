@@ -10,7 +10,7 @@ from equipoise_scheduling.schedulers.vtc import VTC, VTCSettings
 
 
 class NoLift(VTC):
-    def _lift_level(self):
+    def _lift_level(self, name):
         return None
 
 

@@ -253,6 +253,15 @@ def test_put_back_undoes_the_charge_to_the_last_unit_whatever_comes_between(weig
     assert run(busy=True) == run(busy=False)
 
 
+def test_put_back_undoes_the_charge_of_a_tenant_that_came_back_alone_meanwhile():
+    scheduler = vtc()
+    request = send(scheduler, "a", "a1", prompt=100)
+    assert scheduler.next(0.0, room) is request
+    send(scheduler, "a", "a2", prompt=100)
+    scheduler.requeue(request, 0.0)
+    assert counters(scheduler) == {"a": 0}
+
+
 def test_service_elsewhere_counts_as_service():
     scheduler = vtc({"a": 2, "b": 2})
     for at in range(4):
