@@ -8,6 +8,7 @@ import asyncio
 import itertools
 import json
 import random
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import aiohttp
@@ -72,8 +73,14 @@ def body(tenant: Tenant, rng: random.Random, *, stream: bool) -> dict[str, objec
     return request
 
 
-async def stream(session: aiohttp.ClientSession, url: str, tenant: Tenant, rng: random.Random) -> None:
-    """Send one streaming request and count what comes as it comes."""
+async def stream(
+    session: aiohttp.ClientSession,
+    url: str,
+    tenant: Tenant,
+    rng: random.Random,
+    heard: Callable[[int], None] = lambda _: None,
+) -> None:
+    """Send one streaming request and count what comes as it comes; `heard` is told of each chunk's tokens."""
     prompt = generated = 0
     request = body(tenant, rng, stream=True)
     async with session.post(f"{url}/v1/completions", json=request, headers=tenant.account.headers) as answer:
@@ -88,6 +95,7 @@ async def stream(session: aiohttp.ClientSession, url: str, tenant: Tenant, rng: 
                 usage = chunk["usage"]
                 tenant.prompt += usage["prompt_tokens"] - prompt
                 tenant.generated += usage["completion_tokens"] - generated
+                heard(usage["completion_tokens"] - generated)
                 prompt, generated = usage["prompt_tokens"], usage["completion_tokens"]
     tenant.finished += 1
 

@@ -1,7 +1,9 @@
 """A tenant that cancels each of its non-streaming requests just before it would be answered, beside one that does not.
 
 A non-streaming answer shows nothing until its end. Were a cancelled one free, such a tenant would be served for nothing;
-so what the engine really did for it is taken from the engine's own counters.
+so what the engine really did for it is taken from the engine's own counters. The canceller is given knowledge that no
+client has: when each request went to the engine (the sidecar's debug table), and how many steps the engine made since
+(the other tenant's streams get a token a step).
 
     .venv/bin/python -m benchmarks.cancelling      writes benchmarks/results/cancelling.{md,json}
 """
@@ -11,9 +13,7 @@ import asyncio
 import itertools
 import json
 import random
-import statistics
 import time
-from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -21,7 +21,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import aiohttp
-from benchmarks.backlog import INPUT_PRICE, OUTPUT_PRICE, Tenant, body
+from benchmarks.backlog import INPUT_PRICE, OUTPUT_PRICE, Tenant, body, stream
 from benchmarks.fairness_vllm import LONGEST_SECONDS, RESULTS, SEQUENCES, SETTLED_SHARE, engine
 from benchmarks.machine import described, machine
 from benchmarks.sidecar import Account, Sidecar, configuration, start
@@ -32,28 +32,28 @@ from equipoise_api.policy import Capacity
 from equipoise_cluster.vllm import VERSION, Vllm
 
 CANCEL_AT = 0.95
-"""Share of an answer's time in the engine after which the canceller leaves."""
+"""Share of an answer's tokens at which the canceller leaves, at the latest."""
 OPEN = 12
-OUTPUT_TOKENS = 32
-LOOK_SECONDS = 0.03
+OUTPUT_TOKENS = 48
+LOOK_SECONDS = 0.02
 
 
 @dataclass
 class Course:
-    """When each of the canceller's requests went to the engine, how long one takes there, and whether it ends."""
+    """How many steps the engine made, since when each of the canceller's requests is in it, and whether the run ends."""
 
     ending: bool = False
     """No new requests; those that are open come to their ends, so that all that the engine did is accounted for."""
+    steps: float = 0.0
     dispatched: dict[str, float] = field(default_factory=dict)
-    durations: deque[float] = field(default_factory=lambda: deque(maxlen=20))
+    """Steps made before each request of the canceller was seen in the engine."""
+    streams: int = 0
+    """The finisher's streams that get tokens."""
 
     def due(self, request: str) -> bool:
-        """Say whether a request has had its share of the time."""
+        """Say whether a request has had its share of the steps."""
         since = self.dispatched.get(request)
-        if since is None or len(self.durations) < 5:
-            return False
-        # The quick ones count: of a busy machine's usual time 95 % would let half of the answers come.
-        return time.monotonic() - since >= CANCEL_AT * statistics.quantiles(self.durations, n=10)[0]
+        return since is not None and self.steps - since >= CANCEL_AT * OUTPUT_TOKENS
 
 
 @dataclass(frozen=True)
@@ -90,20 +90,22 @@ def engine_work(vllm: Vllm) -> int:
 async def finish_all(
     session: aiohttp.ClientSession, url: str, tenant: Tenant, course: Course, number: int
 ) -> None:
-    """Send one request after the other and wait for each."""
+    """Stream one request after the other to its end. Every stream gets a token a step: together they count the steps."""
     rng = random.Random(f"{tenant.account.id} {number}")
     while not course.ending:
-        began = time.monotonic()
-        async with session.post(
-            f"{url}/v1/completions", json=body(tenant, rng, stream=False), headers=tenant.account.headers
-        ) as answer:
-            document = await answer.json()
-            answer.raise_for_status()
-        queued = int(answer.headers["X-Equipoise-Queue-Ms"]) / 1000
-        course.durations.append(time.monotonic() - began - queued)
-        tenant.prompt += document["usage"]["prompt_tokens"]
-        tenant.generated += document["usage"]["completion_tokens"]
-        tenant.finished += 1
+        began = False
+
+        def heard(tokens: int) -> None:
+            nonlocal began
+            if not began:
+                began = True
+                course.streams += 1
+            course.steps += tokens / course.streams
+
+        await stream(session, url, tenant, rng, heard)
+        course.streams -= began
+        if tenant.errors:
+            raise RuntimeError(tenant.errors[0])
 
 
 async def cancel_all(
@@ -145,13 +147,12 @@ async def _answered(
 
 
 async def watch(sidecar: Sidecar, tenant: Tenant, course: Course) -> None:
-    """Note when the canceller's requests go to the engine: its best possible knowledge."""
+    """Note when the canceller's requests go to the engine."""
     while True:
-        rows = await asyncio.to_thread(sidecar.table, "requests")
-        now = time.monotonic()
-        for row in rows:
+        before = course.steps
+        for row in await asyncio.to_thread(sidecar.table, "requests"):
             if row["tenant"] == tenant.account.id and row["phase"] == "in-flight":
-                course.dispatched.setdefault(row["request_id"], now)
+                course.dispatched.setdefault(row["request_id"], before)
         await asyncio.sleep(LOOK_SECONDS)
 
 
@@ -214,8 +215,8 @@ def report(outcome: Outcome, facts: dict[str, str]) -> str:
             "",
             (
                 f"{described(facts)} vLLM {VERSION} on the CPU, {SEQUENCES} sequences, VTC, weights 1:1. Both tenants "
-                f"keep {OPEN} non-streaming requests of {OUTPUT_TOKENS} tokens open; the canceller leaves each after "
-                f"{CANCEL_AT:.0%} of the time in the engine that nine of ten answers take at least. Service in weighted tokens: the finisher's by its answers, "
+                f"keep {OPEN} requests of {OUTPUT_TOKENS} tokens open. The finisher streams; the canceller does not, and leaves "
+                f"each request when the engine has made {CANCEL_AT:.0%} of its tokens. Service in weighted tokens: the finisher's by its chunks, "
                 "the canceller's by the engine's own counters (all it computed, less the finisher's)."
             ),
             "",

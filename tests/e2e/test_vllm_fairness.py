@@ -34,7 +34,9 @@ def test_first_come_first_served_lets_it_take_over(vllm, tmp_path):
 
 def test_cancelling_every_request_just_before_its_answer_brings_no_more_service(vllm, tmp_path):
     outcome = cancelling.play(vllm, tmp_path, in_flight=IN_FLIGHT)
-    assert outcome.cancelled > 3 * outcome.finished, "it did not cancel most of its requests"
+    # On a busy machine some answers come before anybody can know that they are due. Were a cancelled request free, even
+    # half of them would bring twice the service.
+    assert outcome.cancelled > outcome.finished
     assert 2 * outcome.outstanding <= SETTLED_SHARE * min(outcome.finisher, outcome.canceller)
     assert outcome.ratio <= 1.05
     # The engine's word: what the sidecar charges for unfinished answers is near what they cost.
