@@ -19,7 +19,6 @@ SIDECAR_CONTAINER = "equipoise-sidecar"
 """A pod is Equipoise's to configure when a container (or native sidecar) has this name."""
 
 ADMIN_PORT_NAME = "equipoise-admin"
-HEALTH_PORT_NAME = "equipoise-health"
 DATA_PORT = 8000
 ADMIN_PORT = 9443
 HEALTH_PORT = 9080

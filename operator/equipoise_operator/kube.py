@@ -119,7 +119,13 @@ class Kube:
         return metadata
 
     async def pages(
-        self, where: str, *, selector: str = "", size: int = PAGE, deadline: float = DEADLINE, accept: str = JSON
+        self,
+        where: str,
+        *,
+        selector: str = "",
+        size: int = PAGE,
+        deadline: float = DEADLINE,
+        accept: str = JSON,
     ) -> AsyncIterator[Json]:
         """List page by page, all as of one resource version. The deadline is each page's."""
         params = {"limit": str(size)} | ({"labelSelector": selector} if selector else {})

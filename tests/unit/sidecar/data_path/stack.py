@@ -90,7 +90,7 @@ class Stack:
         """Wait until the default tenant's requests ended so, and nothing is held."""
         expected = {Outcome(name): count for name, count in outcomes.items()}
         async with asyncio.timeout(5):
-            while self.outcomes() != expected or self.held() != NOTHING:  # noqa: ASYNC110 - no event tells
+            while self.outcomes() != expected or self.held() != NOTHING:
                 await asyncio.sleep(0.005)
 
     def held(self) -> tuple[int, ...]:

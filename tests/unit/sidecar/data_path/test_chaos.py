@@ -72,7 +72,7 @@ async def test_whatever_happens_each_request_ends_once_and_nothing_stays_held(se
         strange = [error for error in ended if error is not None and not isinstance(error, EngineError)]
         assert strange == []
         async with asyncio.timeout(10):
-            while way.held() != NOTHING:  # noqa: ASYNC110 - no event tells
+            while way.held() != NOTHING:
                 await asyncio.sleep(0.01)
         outcomes = way.outcomes()
         assert sum(outcomes.values()) <= REQUESTS

@@ -261,10 +261,10 @@ async def test_a_client_that_leaves_while_it_is_queued():
         _, writer = await way.connect()
         body = json.dumps(HELLO).encode()
         writer.write(head(CHAT, body) + body)
-        while way.dispatcher.scheduler.queued == 0:  # noqa: ASYNC110 - no event tells
+        while way.dispatcher.scheduler.queued == 0:
             await asyncio.sleep(0.005)
         writer.close()
-        while way.dispatcher.scheduler.queued == 1:  # noqa: ASYNC110 - no event tells
+        while way.dispatcher.scheduler.queued == 1:
             await asyncio.sleep(0.005)
         assert script.asked == 1
         first.cancel()
@@ -305,7 +305,7 @@ async def test_a_client_that_leaves_while_the_engine_is_busy():
         _, writer = await way.connect()
         body = json.dumps(HELLO).encode()
         writer.write(head(CHAT, body) + body)
-        while script.asked < 2:  # noqa: ASYNC110 - no event tells
+        while script.asked < 2:
             await asyncio.sleep(0.005)
         writer.close()
         await way.settled(cancelled=1)
