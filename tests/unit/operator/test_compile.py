@@ -4,7 +4,6 @@ After a wanted change: EQUIPOISE_WRITE_GOLDEN=1 pytest tests/unit/operator/test_
 """
 
 import os
-import time
 from pathlib import Path
 
 import pytest
@@ -172,20 +171,3 @@ def test_no_identity_has_two_owners_and_the_order_of_the_objects_means_nothing(m
         assert len(claims) == len(set(claims))
     assert [tenant.id for tenant in compiled.config.tenants] == sorted(f"{ns}/{name}" for name, ns in tenants)
     assert all(tenant.weight <= 4 for tenant in compiled.config.tenants if tenant.id.startswith("guest/"))
-
-
-def test_the_time_grows_in_proportion_to_the_tenants(make):
-    """Ten times the tenants may take twenty times as long: what is quadratic would take a hundred."""
-
-    def seconds(count):
-        tenants = [make.tenant(f"t{i}", secrets=[f"s{i}"]) for i in range(count)]
-        secrets = {("team", f"s{i}"): make.secret(f"s{i}", a=f"{i:032}") for i in range(count)}
-        sources = Sources(policy=make.policy(), tenants=tenants, secrets=secrets, hmac_keys=(make.HMAC,))
-        best = float("inf")
-        for _ in range(3):
-            started = time.process_time()
-            compile_policy(sources)
-            best = min(best, time.process_time() - started)
-        return best
-
-    assert seconds(3000) < 20 * seconds(300)
