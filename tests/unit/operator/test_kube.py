@@ -33,7 +33,7 @@ async def server():
     made = Server()
     app = web.Application()
     app.router.add_route("*", "/{rest:.*}", made.handle)
-    runner = web.AppRunner(app)
+    runner = web.AppRunner(app, shutdown_timeout=0.1)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     made.url = f"http://127.0.0.1:{runner.addresses[0][1]}"

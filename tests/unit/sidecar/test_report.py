@@ -157,6 +157,8 @@ class TestMetrics:
         line.configure(tenants=[tenant(RED)])
         for ticket in list(line.dispatcher.tickets()):
             ticket.finish(Outcome.CANCELLED)
+        # Who stays has had more than who is gone, so that to be forgotten and come back would be no gain.
+        line.send(RED).finish(Outcome.FINISHED, Usage(prompt=1000, generated=1000))
         for _ in range(20):
             await asyncio.sleep(10)
             line.dispatcher.tick()
