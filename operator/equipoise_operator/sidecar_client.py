@@ -121,6 +121,10 @@ class SidecarClient:
             raise SidecarError("Unreachable", f"no answer in {seconds:g} s") from error
         except aiohttp.ClientConnectorCertificateError as error:
             raise SidecarError("WrongPeer", str(error.certificate_error)) from error
+        except aiohttp.ClientConnectorError as error:
+            # Its own text holds an object's address in memory, which would make every status a new one.
+            why = error.os_error.strerror or str(error.os_error)
+            raise SidecarError("Unreachable", f"cannot connect to {error.host}:{error.port}: {why}") from error
         except (aiohttp.ClientError, OSError) as error:
             raise SidecarError("Unreachable", str(error) or type(error).__name__) from error
 
