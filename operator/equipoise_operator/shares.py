@@ -7,18 +7,20 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from equipoise_api.latency import LatencyHistogram, merged
 from equipoise_api.names import DEFAULT_TENANT
-from equipoise_api.policy import Fairness, Load
-from equipoise_api.sidecar_config import SidecarConfig
+from equipoise_api.policy import DefaultTenant, Fairness, Load
+from equipoise_api.sidecar_config import TenantConfig
 from equipoise_api.sidecar_state import SidecarState, TenantState
 from equipoise_api.tenant import Latency, Rejections, Share, Usage
 from equipoise_scheduling.measures import jain, max_min
 
 MOST_REASONS = 16
+Weights = Callable[[str], int | None]
+"""A tenant's weight by its id; None for one that is not configured."""
 CONTENDING = 1.02
 """Demand above service by this ratio is unmet: less is the last request that is still running."""
 
@@ -40,7 +42,7 @@ def rounded(value: float) -> int:
     return round(value / step) * step
 
 
-def rows(states: Sequence[SidecarState], weights: Mapping[str, int]) -> dict[str, Row]:
+def rows(states: Sequence[SidecarState], weights: Weights) -> dict[str, Row]:
     """Return a row for each tenant that had anything to do at any sidecar. O(rows log rows)."""
     parts: dict[str, list[tuple[TenantState, float]]] = {}
     for state in states:
@@ -50,7 +52,7 @@ def rows(states: Sequence[SidecarState], weights: Mapping[str, int]) -> dict[str
     ids = list(parts)
     service = [sum(tenant.service for tenant, _ in parts[name]) for name in ids]
     demand = [sum(tenant.demand for tenant, _ in parts[name]) for name in ids]
-    weight = [float(weights.get(name) or parts[name][0][0].weight) for name in ids]
+    weight = [float(weights(name) or parts[name][0][0].weight) for name in ids]
     total = math.fsum(service)
     entitled = max_min(demand, weight, total)
     found: dict[str, Row] = {}
@@ -67,11 +69,16 @@ def rows(states: Sequence[SidecarState], weights: Mapping[str, int]) -> dict[str
     return found
 
 
-def weights_of(config: SidecarConfig) -> dict[str, int]:
-    """Return every tenant's weight, the default tenant's too."""
-    return {tenant.id: tenant.weight for tenant in config.tenants} | {
-        DEFAULT_TENANT: config.default_tenant.weight
-    }
+def weights_of(tenants: Mapping[str, TenantConfig], default: DefaultTenant) -> Weights:
+    """Return a look-up of the configured weights. Not a copy: there may be thousands, and few are active."""
+
+    def weight(name: str) -> int | None:
+        if name == DEFAULT_TENANT:
+            return default.weight
+        tenant = tenants.get(name)
+        return tenant.weight if tenant else None
+
+    return weight
 
 
 def load(states: Sequence[SidecarState]) -> Load:
@@ -85,7 +92,7 @@ def load(states: Sequence[SidecarState]) -> Load:
     )
 
 
-def fairness(states: Sequence[SidecarState], weights: Mapping[str, int]) -> Fairness:
+def fairness(states: Sequence[SidecarState], weights: Weights) -> Fairness:
     """Return Jain's index over tenants with unmet demand, and gap and bound of the sidecar closest to its bound."""
     service: defaultdict[str, float] = defaultdict(float)
     demand: defaultdict[str, float] = defaultdict(float)
@@ -99,7 +106,7 @@ def fairness(states: Sequence[SidecarState], weights: Mapping[str, int]) -> Fair
         key=lambda each: (each.largest_gap or 0.0) / (each.bound or math.inf),
         default=None,
     )
-    index = jain([service[name] / weights.get(name, 1) for name in contending]) if contending else None
+    index = jain([service[name] / (weights(name) or 1) for name in contending]) if contending else None
     return Fairness(
         jain_permille=None if index is None else round(1000 * index),
         largest_gap=None if closest is None else rounded(closest.largest_gap or 0.0),

@@ -54,8 +54,13 @@ class PolicyView:
 
     def rows(self) -> dict[str, shares.Row]:
         """Return what each tenant got."""
-        weights = shares.weights_of(self.compiled.config) if self.compiled else {}
-        return shares.rows(self.states(), weights)
+        return shares.rows(self.states(), self.weights())
+
+    def weights(self) -> shares.Weights:
+        """Return the look-up of the tenants' weights."""
+        if self.compiled is None:
+            return shares.weights_of({}, self.policy.spec.default_tenant)
+        return shares.weights_of(self.compiled.tenants, self.compiled.config.default_tenant)
 
 
 def policy_status(view: PolicyView, now: str) -> FairnessPolicyStatus:
@@ -64,7 +69,6 @@ def policy_status(view: PolicyView, now: str) -> FairnessPolicyStatus:
     revision = view.compiled.revision if view.compiled else None
     total = len(view.sidecars)
     synced = sum(1 for sidecar in view.sidecars if revision is not None and sidecar.held == revision)
-    weights = shares.weights_of(view.compiled.config) if view.compiled else {}
     maker = _Conditions(view.policy.metadata.generation, now)
     accepted = _accepted(maker, view)
     programmed = _programmed(maker, view, synced)
@@ -87,7 +91,7 @@ def policy_status(view: PolicyView, now: str) -> FairnessPolicyStatus:
             synced_of_total=f"{synced}/{total}",
         ),
         load=shares.load(states),
-        fairness=shares.fairness(states, weights),
+        fairness=shares.fairness(states, view.weights()),
     )
 
 
