@@ -124,7 +124,9 @@ class SidecarClient:
         except aiohttp.ClientConnectorError as error:
             # Its own text holds an object's address in memory, which would make every status a new one.
             why = error.os_error.strerror or str(error.os_error)
-            raise SidecarError("Unreachable", f"cannot connect to {error.host}:{error.port}: {why}") from error
+            raise SidecarError(
+                "Unreachable", f"cannot connect to {error.host}:{error.port}: {why}"
+            ) from error
         except (aiohttp.ClientError, OSError) as error:
             raise SidecarError("Unreachable", str(error) or type(error).__name__) from error
 

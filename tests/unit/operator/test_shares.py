@@ -58,7 +58,9 @@ def test_service_is_added_up_over_sidecars_and_shared_by_weight(make):
 
 
 def test_weights_decide_what_the_contending_are_entitled_to(make):
-    rows = shares.rows([make.state(tenants=[tenant("a", 50, 999), tenant("b", 50, 999)])], {"a": 1, "b": 3}.get)
+    rows = shares.rows(
+        [make.state(tenants=[tenant("a", 50, 999), tenant("b", 50, 999)])], {"a": 1, "b": 3}.get
+    )
     assert (rows["a"].share.entitled_percent, rows["b"].share.entitled_percent) == (25, 75)
 
 
