@@ -1,7 +1,8 @@
 """Work by key, one worker a key: whoever marks a key dirty any number of times gets it done once, after the last.
 
-A mark starts a short wait, so that a burst is one piece of work; a burst that goes on is cut after `longest`. What fails
-is marked again, after a pause that grows.
+A mark starts a short wait, so that a burst is one piece of work; a burst that goes on is cut after `longest`, later where
+the work itself takes long: it would eat the time in which the burst is taken in. What fails is marked again, after a pause
+that grows.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ K = TypeVar("K", bound=Hashable)
 
 QUIET_SECONDS = 0.05
 LONGEST_SECONDS = 0.5
+STRETCHED_SECONDS = 1.5
+"""The most that `longest` grows to."""
 LONGEST_PAUSE = 30.0
 
 log = structlog.get_logger(__name__)
@@ -77,10 +80,12 @@ class Workers(Generic[K]):
 
     async def _run(self, key: K) -> None:
         mark = self._marks[key]
-        pause = 0.0
+        pause = spent = 0.0
+        loop = asyncio.get_running_loop()
         while self._marks.get(key) is mark:
             await mark.wait()
-            await self._settle(mark)
+            await self._settle(mark, max(self._longest, min(2 * spent, STRETCHED_SECONDS)))
+            began = loop.time()
             try:
                 await self._work(key)
             except Exception as error:
@@ -99,13 +104,13 @@ class Workers(Generic[K]):
                 mark.set()
                 await asyncio.sleep(pause)
             else:
-                pause = 0.0
+                pause, spent = 0.0, loop.time() - began
         del self._tasks[key]
 
-    async def _settle(self, mark: asyncio.Event) -> None:
+    async def _settle(self, mark: asyncio.Event, longest: float) -> None:
         """Wait until no mark has come for `quiet` seconds, but for no longer than `longest`."""
         loop = asyncio.get_running_loop()
-        ends = loop.time() + self._longest
+        ends = loop.time() + longest
         while True:
             mark.clear()
             wait = min(self._quiet, ends - loop.time())

@@ -66,6 +66,18 @@ async def test_a_burst_that_goes_on_is_cut():
     workers.stop()
 
 
+async def test_work_that_takes_long_is_done_less_often_in_a_burst():
+    work = Recorder(seconds=0.7)
+    workers = Workers("w", work, quiet=0.05, longest=0.5)
+    workers.start()
+    for _ in range(500):
+        workers.mark("a")
+        await asyncio.sleep(0.02)
+    # Ten seconds: 0.5 + 0.7 once, then 1.4 + 0.7.
+    assert 4 <= len(work.done) <= 6
+    workers.stop()
+
+
 async def test_a_mark_during_the_work_has_it_done_again():
     work = Recorder(seconds=1.0)
     workers = Workers("w", work)
