@@ -370,6 +370,7 @@ class Link:
         self._server.close()
         for writer in list(self._writers):
             writer.transport.abort()
+        self._flowing.set()
 
     async def _serve(self, reader, writer) -> None:
         try:
@@ -378,8 +379,10 @@ class Link:
             writer.transport.abort()
             return
         self._writers |= {writer, far_writer}
-        await asyncio.gather(self._pump(reader, far_writer), self._pump(far_reader, writer))
-        self._writers -= {writer, far_writer}
+        try:
+            await asyncio.gather(self._pump(reader, far_writer), self._pump(far_reader, writer))
+        finally:
+            self._writers -= {writer, far_writer}
 
     async def _pump(self, reader, writer) -> None:
         with contextlib.suppress(OSError):

@@ -38,8 +38,10 @@ async def restless(world):
     """Change a tenant's weight several times a second, as long as the block runs; yields the weights that were set."""
     weights = [1]
 
+    ends = asyncio.Event()
+
     async def change():
-        while True:
+        while not ends.is_set():
             weight = weights[-1] + 1
             await world.patch("Tenant", "blue", {"spec": {"weight": weight}})
             weights.append(weight)
@@ -49,7 +51,8 @@ async def restless(world):
     try:
         yield weights
     finally:
-        task.cancel()
+        # Not cancelled: a change that is on its way would be made and not be known.
+        ends.set()
         await asyncio.wait([task])
 
 
