@@ -15,7 +15,9 @@ from equipoise_api.tenant import Metadata
 LabelKey = Annotated[str, StringConstraints(min_length=1, max_length=317)]
 LabelValue = Annotated[str, StringConstraints(max_length=63)]
 Cidr = Annotated[str, StringConstraints(min_length=3, max_length=43, pattern=r"^[0-9a-fA-F:.]+/[0-9]{1,3}$")]
-AlgorithmType = Literal["FCFS", "RoundRobin", "VTC"]
+AlgorithmType = Literal[
+    "FCFS", "RoundRobin", "RPM", "LCF", "DRR", "VTC", "FairServe", "Equinox", "ExFairS", "Equipoise"
+]
 
 
 class LabelSelectorRequirement(ApiModel):
@@ -84,6 +86,20 @@ class AllowedTenants(ApiModel):
     """Largest weight that a Tenant of another namespace gets; it may ask for more in vain."""
 
 
+class RpmParameters(ApiModel):
+    """Requests per minute: a rate limit, then arrival order."""
+
+    requests_per_minute: Annotated[int, Field(ge=1, le=10_000_000)] = 60
+    """Requests of a tenant accepted in any 60 seconds at one engine; more get 429."""
+
+
+class DrrParameters(ApiModel):
+    """Deficit round robin."""
+
+    quantum_tokens: Annotated[int, Field(ge=1, le=1_000_000_000)] | None = None
+    """Weighted tokens that a turn adds to a tenant's deficit; left out, a twentieth of the KV cache."""
+
+
 class VtcParameters(ApiModel):
     """Virtual Token Counter."""
 
@@ -91,31 +107,127 @@ class VtcParameters(ApiModel):
     """Predicted: a request's expected output is charged when it is dispatched and settled as tokens come. OnDelivery: output is charged token by token, as in the paper's basic form."""
 
 
+class FairServeParameters(ApiModel):
+    """Weighted service counter: fairness in requests that mean the same to a user."""
+
+    typical: Literal["Mean", "P99", "Min", "Max"] = "Mean"
+    """Which figure of an application's recent requests is typical, where its Tenant does not declare it."""
+    system_percent: Annotated[int, Field(ge=0, le=10_000)] = 100
+    """A token of the system prompt, in percent of an input token at full price."""
+
+
+class EquinoxParameters(ApiModel):
+    """Dual counters: what users felt, and what the engine spent."""
+
+    user_percent: Annotated[int, Field(ge=0, le=100)] = 70
+    """Weight of the user fairness counter; the resource fairness counter has the rest."""
+    delay_discount_milli_per_second: Annotated[int, Field(ge=0, le=1_000_000)] = 100
+    """How much less service counts that comes a second late, in thousandths."""
+
+
+class ExFairSParameters(ApiModel):
+    """Experiential fairness: rounds in which satisfied tenants lend priority to suffering ones."""
+
+    round_seconds: Annotated[int, Field(ge=1, le=86_400)] = 100
+    """Length of a round; longer than the SLOs."""
+    violation_percent: Annotated[int, Field(ge=0, le=100)] = 70
+    """Weight of missed SLOs in a tenant's index; its share of service has the rest."""
+    overtakes: Annotated[int, Field(ge=1, le=1000)] = 50
+    """Requests that one may pass as it joins the queue, and the times that one may be passed."""
+    priority_limit: Annotated[int, Field(ge=1, le=1000)] = 50
+    """Largest priority or credit, either way."""
+
+
+class EquipoiseParameters(ApiModel):
+    """Free choice inside a band of the fair counter: deadlines and cache locality at a bounded cost in fairness."""
+
+    band_tokens: Annotated[int, Field(ge=0, le=1_000_000_000)] | None = None
+    """Weighted tokens that a tenant may be ahead of the least served one and still be chosen; 0: never, which is VTC. Left out, two typical requests or a tenth of what is in flight, whichever is more."""
+    ordering: Literal["Deadline", "FIFO"] = "Deadline"
+    """Order of a tenant's own requests."""
+    stretch: Annotated[int, Field(ge=0, le=1000)] = 5
+    """Deadline of a request without SLO: its expected service time, times this, after its arrival; 0: its arrival."""
+    overdue_every: Annotated[int, Field(ge=2, le=1000)] = 5
+    """Every how many dispatches the oldest request that missed its deadline goes first; the others go last."""
+    skips: Annotated[int, Field(ge=0, le=64)] = 4
+    """Heads inside the band that are tried when the chosen one does not fit."""
+
+
+_MEMBERS = {
+    "rpm": "RPM",
+    "drr": "DRR",
+    "vtc": "VTC",
+    "fairServe": "FairServe",
+    "equinox": "Equinox",
+    "exFairS": "ExFairS",
+    "equipoise": "Equipoise",
+}
+ALGORITHM_RULES = rules(
+    *(
+        (
+            f"!has(self.{member}) || self.type == '{kind}'",
+            f"{member} has parameters of type {kind}; set it to null for another type",
+            f".{member}",
+        )
+        for member, kind in _MEMBERS.items()
+    )
+)
+
+
 class Algorithm(ApiModel):
     """The scheduler. To change from one member to another with a merge patch, set the old member to null."""
 
     type: AlgorithmType = "VTC"
-    """FCFS: arrival order, no fairness. RoundRobin: one request a turn. VTC: least weighted service first."""
+    """FCFS: arrival order, no fairness. RoundRobin: one request a turn. RPM: a rate limit. LCF: least service first, idle time counts. DRR: turns by tokens. VTC: least weighted service first. FairServe: requests that mean the same to a user. Equinox: what users felt and what the engine spent. ExFairS: rounds of missed SLOs and lent priority. Equipoise: VTC's bound plus a band inside which deadlines decide."""
+    rpm: RpmParameters | None = None
+    """Parameters of RPM."""
+    drr: DrrParameters | None = None
+    """Parameters of DRR."""
     vtc: VtcParameters | None = None
     """Parameters of VTC."""
+    fair_serve: FairServeParameters | None = None
+    """Parameters of FairServe."""
+    equinox: EquinoxParameters | None = None
+    """Parameters of Equinox."""
+    ex_fair_s: Annotated[ExFairSParameters | None, Field(alias="exFairS")] = None
+    """Parameters of ExFairS."""
+    equipoise: EquipoiseParameters | None = None
+    """Parameters of Equipoise."""
+
+
+class ProfiledCost(ApiModel):
+    """Cost of a request from a profile of the engine, in nanoseconds: base + in*input + out*output + in*out*product + out*out*square. The defaults are Llama-2-7B on an A10G."""
+
+    base_nanoseconds: Annotated[int, Field(ge=0, le=1_000_000_000_000)] = 1_146_015
+    """A request."""
+    input_nanoseconds: Annotated[int, Field(ge=0, le=1_000_000_000_000)] = 210_019
+    """A prompt token."""
+    output_nanoseconds: Annotated[int, Field(ge=1, le=1_000_000_000_000)] = 100_754
+    """A generated token."""
+    product_nanoseconds: Annotated[int, Field(ge=0, le=1_000_000_000)] = 3_987
+    """A prompt token for each generated token."""
+    square_nanoseconds: Annotated[int, Field(ge=0, le=1_000_000_000)] = 3_247
+    """A generated token for each generated token."""
 
 
 class Cost(ApiModel):
-    """What a token counts for, in percent of an input token at full price."""
+    """What service is counted in."""
 
     input_percent: Annotated[int, Field(ge=0, le=10_000)] = 100
-    """A prompt token that had to be computed."""
+    """A prompt token that had to be computed, in percent of an input token at full price."""
     cached_input_percent: Annotated[int, Field(ge=0, le=10_000)] = 100
     """A prompt token that came from the prefix cache; acts where the engine reports them."""
     output_percent: Annotated[int, Field(ge=1, le=10_000)] = 200
     """A generated token."""
+    profiled: ProfiledCost | None = None
+    """Counts engine time instead of weighted tokens; the percentages then do nothing."""
 
 
 class Prediction(ApiModel):
     """How a request's output length is guessed before it is known."""
 
-    type: Literal["MovingAverage", "None"] = "MovingAverage"
-    """MovingAverage: of each tenant's recent requests. None: every request may generate all it is allowed to."""
+    type: Literal["Mixture", "MovingAverage", "None"] = "MovingAverage"
+    """Mixture: a mixture of experts that learns from what requests look like. MovingAverage: of each tenant's recent requests. None: every request may generate all it is allowed to."""
     prior_tokens: Annotated[int, Field(ge=1, le=1_000_000)] = 256
     """The guess for a tenant that nothing is known of."""
 
@@ -123,14 +235,20 @@ class Prediction(ApiModel):
 class Capacity(ApiModel):
     """When the engine has room for one more request."""
 
-    gate: Literal["Peak", "Reserve"] = "Peak"
-    """Peak: the largest KV use that the requests in flight will reach fits. Reserve: every request's prompt and whole output limit fit at once."""
+    gate: Literal["Peak", "Prompt", "Reserve"] = "Peak"
+    """Peak: the largest KV use that the requests in flight will reach fits. Prompt: the prompt fits beside what is held at present, as an engine alone admits. Reserve: every request's prompt and whole output limit fit at once."""
     max_in_flight: Annotated[int, Field(ge=1, le=100_000)] | None = None
     """Requests in an engine at a time; left out, it is measured."""
     kv_utilisation_percent: Annotated[int, Field(ge=50, le=100)] = 95
     """Share of the KV cache that may be planned with; preemptions lower it for a while."""
+    headroom_percent: Annotated[int, Field(ge=0, le=50)] = 5
+    """Share of the KV cache kept free of requests whose deadline is more than ten seconds away, so that an urgent one finds room at once."""
     kv_tokens: Annotated[int, Field(ge=128, le=1_000_000_000)] | None = None
     """Size of the KV cache in tokens; left out, the engine's metrics say it."""
+    inter_token_milliseconds: Annotated[int, Field(ge=1, le=60_000)] | None = None
+    """Target for the time between two tokens: no more requests are in flight than keep it, as predicted. Left out, throughput alone decides."""
+    prefill_tokens: Annotated[int, Field(ge=128, le=10_000_000)] | None = None
+    """Prompt tokens in flight that have not been prefilled; more wait, so that a long prompt does not hold up what decodes. Left out, no limit."""
 
 
 class Queue(ApiModel):
@@ -146,6 +264,15 @@ class Queue(ApiModel):
     """Longest wait; then 503."""
     body_timeout_seconds: Annotated[int, Field(ge=1, le=3600)] = 30
     """Longest time that a client may take to send its body; then 408."""
+
+
+class Overload(ApiModel):
+    """Throttling by end user and application, only while the engine is full and only at an interaction's first call. What is left out is not limited."""
+
+    user_requests_per_minute: Annotated[int, Field(ge=1, le=10_000_000)] | None = None
+    """Arrivals of one end user in 60 seconds from which on its new interactions are refused."""
+    application_requests_per_minute: Annotated[int, Field(ge=1, le=10_000_000)] | None = None
+    """Arrivals of one application in 60 seconds from which on its new interactions are refused."""
 
 
 class DefaultTenant(ApiModel):
@@ -206,19 +333,14 @@ class FairnessPolicySpec(ApiModel):
     """The pods."""
     tenants: AllowedTenants = AllowedTenants()
     """Whose Tenants count."""
-    mode: Literal["Enforce", "Off"] = "Enforce"
-    """Enforce: requests are queued and ordered. Off: they pass through as they come."""
-    algorithm: Annotated[
-        Algorithm,
-        rules(
-            (
-                "!has(self.vtc) || self.type == 'VTC'",
-                "vtc has parameters of type VTC; set it to null for another type",
-                ".vtc",
-            )
-        ),
-    ] = Algorithm()
+    mode: Literal["Enforce", "Shadow", "Off"] = "Enforce"
+    """Enforce: requests are queued and ordered. Shadow: they pass through as they come, and `algorithm` runs beside them. Off: they pass through."""
+    algorithm: Annotated[Algorithm, ALGORITHM_RULES] = Algorithm()
     """The scheduler and its parameters."""
+    shadow: Annotated[
+        list[Annotated[Algorithm, ALGORITHM_RULES]], Field(max_length=3), list_map("type")
+    ] = []
+    """Schedulers that see the same arrivals and decide nothing; the status says what they would have changed."""
     cost: Cost = Cost()
     """What tokens count for."""
     prediction: Prediction = Prediction()
@@ -227,6 +349,8 @@ class FairnessPolicySpec(ApiModel):
     """When the engine has room."""
     queue: Queue = Queue()
     """Bounds of the queue."""
+    overload: Overload = Overload()
+    """Throttling in overload."""
     default_tenant: DefaultTenant = DefaultTenant()
     """Requests that prove no tenant."""
     identity: PolicyIdentity = PolicyIdentity()

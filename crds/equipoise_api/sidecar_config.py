@@ -21,8 +21,17 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from equipoise_api.model import ApiModel
-from equipoise_api.policy import Algorithm, Capacity, Cost, DefaultTenant, Prediction, Queue, TrustedHeader
-from equipoise_api.tenant import SloTarget, TenantLimits
+from equipoise_api.policy import (
+    Algorithm,
+    Capacity,
+    Cost,
+    DefaultTenant,
+    Overload,
+    Prediction,
+    Queue,
+    TrustedHeader,
+)
+from equipoise_api.tenant import Application, SloTarget, TenantLimits
 
 SCHEMA_VERSION = 1
 MAX_CONFIG_BYTES = 64 * 1024 * 1024
@@ -53,6 +62,7 @@ class TenantConfig(ApiModel):
     weight: Annotated[int, Field(ge=1)] = 1
     limits: TenantLimits = TenantLimits()
     slo: SloTarget | None = None
+    applications: list[Application] = []
     key_digests: list[str] = []
     """HMAC-SHA-256 (hex) of each API key, under the policy's keys."""
     header_values: list[str] = []
@@ -68,10 +78,13 @@ class SidecarConfig(ApiModel):
     mode: Literal["Enforce", "PassThrough"] = "PassThrough"
     """PassThrough: requests go to the engine as they come."""
     algorithm: Algorithm = Algorithm()
+    shadow: list[Algorithm] = []
+    """Schedulers that decide nothing."""
     cost: Cost = Cost()
     prediction: Prediction = Prediction()
     capacity: Capacity = Capacity()
     queue: Queue = Queue()
+    overload: Overload = Overload()
     default_tenant: DefaultTenant = DefaultTenant()
     trusted_header: TrustedHeader | None = None
     hmac_keys: Annotated[list[HmacKey], Field(max_length=2)] = []

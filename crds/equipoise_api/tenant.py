@@ -45,7 +45,7 @@ class TenantLimits(ApiModel):
 
 
 class SloTarget(ApiModel):
-    """Latency that the tenant was promised. It is measured and reported; a request keeps its SLO when it keeps every target that is set."""
+    """Latency that the tenant was promised. It is measured and reported, and schedulers that order by deadline aim at it; a request keeps its SLO when it keeps every target that is set."""
 
     ttft_milliseconds: Annotated[int, Field(ge=1, le=86_400_000)] | None = None
     """Time from arrival to the first token."""
@@ -59,6 +59,30 @@ class SloTarget(ApiModel):
     """Share of requests that should keep the targets; the condition SLOMet compares with it."""
 
 
+SLO_RULES = rules(
+    (
+        "has(self.ttftMilliseconds) || has(self.tpotMilliseconds) || has(self.e2eMilliseconds)",
+        "name at least one of ttftMilliseconds, tpotMilliseconds and e2eMilliseconds",
+        ".ttftMilliseconds",
+    )
+)
+
+
+class Application(ApiModel):
+    """One of the tenant's applications: what a typical call is, and what it was promised."""
+
+    name: Annotated[str, StringConstraints(min_length=1, max_length=128, pattern=r"^[\x21-\x7e]+$")]
+    """As requests name it."""
+    expected_input_tokens: Annotated[int, Field(ge=1, le=10_000_000)] | None = None
+    """Prompt tokens of a typical call, the system prompt included. What is left out is learnt."""
+    expected_system_tokens: Annotated[int, Field(ge=0, le=10_000_000)] | None = None
+    """System prompt tokens of a typical call."""
+    expected_output_tokens: Annotated[int, Field(ge=1, le=10_000_000)] | None = None
+    """Generated tokens of a typical call."""
+    slo: Annotated[SloTarget, SLO_RULES] | None = None
+    """Latency targets of its requests, instead of the tenant's."""
+
+
 class TenantSpec(ApiModel):
     """What is wanted."""
 
@@ -66,20 +90,10 @@ class TenantSpec(ApiModel):
     """Relative share: of the tenants that have work, each is entitled to weight / sum of weights."""
     identity: TenantIdentity = TenantIdentity()
     """How the tenant's requests are recognised."""
-    slo: (
-        Annotated[
-            SloTarget,
-            rules(
-                (
-                    "has(self.ttftMilliseconds) || has(self.tpotMilliseconds) || has(self.e2eMilliseconds)",
-                    "name at least one of ttftMilliseconds, tpotMilliseconds and e2eMilliseconds",
-                    ".ttftMilliseconds",
-                )
-            ),
-        ]
-        | None
-    ) = None
+    slo: Annotated[SloTarget, SLO_RULES] | None = None
     """Latency targets to measure against."""
+    applications: Annotated[list[Application], Field(max_length=32), list_map("name")] = []
+    """Applications of which something is known beforehand; others are served all the same."""
     limits: TenantLimits = TenantLimits()
     """Hard limits."""
 

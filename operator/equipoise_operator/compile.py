@@ -13,7 +13,7 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
 from equipoise_api import names
-from equipoise_api.policy import FairnessPolicy, TrustedHeader
+from equipoise_api.policy import Algorithm, FairnessPolicy, FairnessPolicySpec, TrustedHeader
 from equipoise_api.sidecar_config import (
     PASS_THROUGH,
     HmacKey,
@@ -86,6 +86,7 @@ def compile_policy(sources: Sources) -> Compiled:
                 weight=weight,
                 limits=tenant.spec.limits,
                 slo=tenant.spec.slo,
+                applications=tenant.spec.applications,
                 key_digests=claims[name].digests,
                 header_values=claims[name].headers,
             )
@@ -101,10 +102,12 @@ def compile_policy(sources: Sources) -> Compiled:
         ),
         mode="Enforce" if spec.mode == "Enforce" else "PassThrough",
         algorithm=spec.algorithm,
+        shadow=_shadow(spec),
         cost=spec.cost,
         prediction=spec.prediction,
         capacity=spec.capacity,
         queue=spec.queue,
+        overload=spec.overload,
         default_tenant=spec.default_tenant,
         trusted_header=_trusted_header(spec.identity.trusted_header, findings),
         hmac_keys=list(sources.hmac_keys),
@@ -113,6 +116,14 @@ def compile_policy(sources: Sources) -> Compiled:
     )
     faults = {name: tuple(claim.findings) for name, claim in claims.items() if claim.findings}
     return _packed(config, findings, faults, notes, _missing(sources))
+
+
+def _shadow(spec: FairnessPolicySpec) -> list[Algorithm]:
+    """Return the schedulers that run without deciding: in mode Shadow the policy's own first."""
+    if spec.mode == "Off":
+        return []
+    first = [spec.algorithm] if spec.mode == "Shadow" else []
+    return first + [algorithm for algorithm in spec.shadow if algorithm.type != spec.algorithm.type]
 
 
 def pass_through() -> Compiled:
