@@ -6,6 +6,8 @@ All times are seconds on the caller's monotonic clock, all sizes are tokens unle
 from dataclasses import dataclass
 from enum import StrEnum
 
+from equipoise_scheduling.features import Features
+
 
 class Outcome(StrEnum):
     """How an accepted request ended. Each one ends exactly once; the value is also the metric's label."""
@@ -102,6 +104,8 @@ class Request:
     """SLO: seconds from arrival to the first token."""
     e2e_budget: float | None = None
     """SLO: seconds from arrival to the end."""
+    features: Features | None = None
+    """What the body shows, for predictors. None where nobody has looked."""
 
     deadline: float | None = None
     """Fixed on arrival by schedulers that order by deadline, or by the caller before; never moved."""
