@@ -337,9 +337,7 @@ class FairnessPolicySpec(ApiModel):
     """Enforce: requests are queued and ordered. Shadow: they pass through as they come, and `algorithm` runs beside them. Off: they pass through."""
     algorithm: Annotated[Algorithm, ALGORITHM_RULES] = Algorithm()
     """The scheduler and its parameters."""
-    shadow: Annotated[
-        list[Annotated[Algorithm, ALGORITHM_RULES]], Field(max_length=3), list_map("type")
-    ] = []
+    shadow: Annotated[list[Annotated[Algorithm, ALGORITHM_RULES]], Field(max_length=3), list_map("type")] = []
     """Schedulers that see the same arrivals and decide nothing; the status says what they would have changed."""
     cost: Cost = Cost()
     """What tokens count for."""

@@ -1,11 +1,11 @@
-"""The frame of every scheduler that keeps a queue a tenant: it wires books, choice and counters to the contract.
+"""The frame of every scheduler: it wires books, choice and counters to the contract.
 
-A scheduler of its own overrides the few hooks at the end: the key that orders tenants, and what joining, charging,
-correcting and undoing do to it.
+A scheduler of its own overrides the few hooks at the end: the key that orders tenants (or, where the order is another,
+the candidates and the tenants' queues), and what joining, charging, correcting and undoing do to it.
 """
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
 from typing_extensions import override
@@ -23,12 +23,13 @@ from equipoise_scheduling.contract import (
 )
 from equipoise_scheduling.prediction import Predictor, predictor_for
 from equipoise_scheduling.request import Outcome, Refusal, Request, Usage
+from equipoise_scheduling.tenant_queue import FifoQueue, TenantQueue
 
 SNAPSHOT_VERSION = 1
 
 
 class TenantScheduler(Scheduler):
-    """A FIFO a tenant, and the backlogged tenant with the least key goes next.
+    """A queue a tenant, and the head of the backlogged tenant with the least key goes next.
 
     Invariant: between calls `choice` holds exactly the eligible tenants (backlogged and not held).
     """
@@ -46,6 +47,7 @@ class TenantScheduler(Scheduler):
         tenants = {} if tenants is None else tenants
         self._check(settings, tenants)
         self.books = Books(settings, tenants, predictor or predictor_for(settings.prediction))
+        self.books.make_queue = self._make_queue
         self.choice: LeastKey[tuple[int, ...]] = LeastKey(self._key)
         self._refused: list[tuple[Request, Refusal]] = []
 
@@ -55,19 +57,22 @@ class TenantScheduler(Scheduler):
     def enqueue(self, request: Request, now: float) -> Refusal | None:
         refusal = self.books.accept(request, now)
         if refusal is None:
+            self._request_joined(request, now)
             self._refresh(self.books.tenants[request.tenant], now)
         return refusal
 
     @override
     def next(self, now: float, fits: Fits) -> Request | None:
-        name = self.choice.least()
-        if name is None:
-            return None
-        tenant = self.books.tenants[name]
-        request = self.books.head(tenant)
-        if not fits(request):
-            return None
-        request.priority = self._priority(name)
+        for request in self._candidates(now):
+            self.books.refresh(request)
+            if fits(request):
+                return self._dispatch(request, now)
+        return None
+
+    def _dispatch(self, request: Request, now: float) -> Request:
+        tenant = self.books.tenants[request.tenant]
+        request.priority = self._priority(tenant.name)
+        self._request_left(request)
         flight = self.books.take(tenant, request, now, ahead=self._ahead())
         self._dispatched(flight)
         self._refresh(tenant, now)
@@ -103,13 +108,16 @@ class TenantScheduler(Scheduler):
 
     @override
     def cancel(self, request: Request, now: float, outcome: Outcome = Outcome.CANCELLED) -> None:
-        self._refresh(self.books.drop(request, outcome), now)
+        tenant = self.books.drop(request, outcome)
+        self._request_left(request)
+        self._refresh(tenant, now)
 
     @override
     def requeue(self, request: Request, now: float) -> None:
         flight = self.books.put_back(request, now)
         tenant = flight.tenant
         self._undone(flight)
+        self._request_joined(request, now)
         if tenant.eligible:
             if tenant.name not in self.choice:
                 self._returned(tenant)
@@ -147,26 +155,33 @@ class TenantScheduler(Scheduler):
         return {
             "version": SNAPSHOT_VERSION,
             "algorithm": self.algorithm,
+            "prediction": self.books.settings.prediction.kind,
             "tenants": sorted(self.books.tenants),
             "predictor": self.books.predictor.snapshot(),
             "state": self._state(),
+            "history": self._history(),
         }
 
     @override
     def restore(self, data: Snapshot) -> None:
         if not isinstance(data, dict) or data.get("version") != SNAPSHOT_VERSION:
             raise ValueError(f"snapshot: version must be {SNAPSHOT_VERSION}")
-        if data.get("algorithm") != self.algorithm:
-            raise ValueError(f"snapshot: is of {data.get('algorithm')}, not of {self.algorithm}")
         if self.queued or self.in_flight:
             raise ValueError("snapshot: restore comes before the first request")
-        if not all(isinstance(data.get(part), dict) for part in ("state", "predictor")):
-            raise ValueError("snapshot: state and predictor must be objects")
+        if not all(isinstance(data.get(part), dict) for part in ("state", "predictor", "history")):
+            raise ValueError("snapshot: state, predictor and history must be objects")
+        history = data["history"]
+        if not all(isinstance(service, int | float) and service >= 0 for service in history.values()):
+            raise ValueError("snapshot: history must map tenants to their service")
         tenants = data.get("tenants")
         if not isinstance(tenants, list) or not all(isinstance(name, str) for name in tenants):
             raise ValueError("snapshot: tenants must be a list of names")
-        self._restore_state(data["state"])
-        self.books.predictor.restore(data["predictor"])
+        if data.get("algorithm") == self.algorithm:
+            self._restore_state(data["state"])
+        else:
+            self._take_over(history)
+        if data.get("prediction") == self.books.settings.prediction.kind:
+            self.books.predictor.restore(data["predictor"])
         for name in tenants:
             self.books.open(name)
 
@@ -192,7 +207,8 @@ class TenantScheduler(Scheduler):
 
     def history(self, now: float) -> dict[str, float]:
         """Delivered service over weight of each tenant, as far as the algorithm looks back: here one window."""
-        return {
+        known = self._history()
+        return known or {
             tenant.name: tenant.service.window(now).cost / tenant.settings.weight
             for tenant in self.books.tenants.values()
         }
@@ -215,6 +231,8 @@ class TenantScheduler(Scheduler):
             if tenant.eligible:
                 self._returned(tenant)
                 self.choice.add(tenant.name)
+        for request in sorted(self.books.waiting.values(), key=lambda request: request.number):
+            self._request_joined(request, now)
         self._refused += old.refused()
 
     # -- inside
@@ -245,6 +263,22 @@ class TenantScheduler(Scheduler):
     @abstractmethod
     def _key(self, name: str) -> tuple[int, ...]:
         """Return the order among eligible tenants; unique. A key that falls needs `choice.add`."""
+
+    def _candidates(self, now: float) -> Iterator[Request]:  # noqa: ARG002 - the hook's argument
+        """Yield the requests that may go next, best first; those after the first are tried where it does not fit."""
+        name = self.choice.least()
+        if name is not None:
+            yield self.books.tenants[name].queue.head()
+
+    def _make_queue(self, name: str) -> TenantQueue:  # noqa: ARG002 - the hook's argument
+        """Return an empty queue for the tenant named."""
+        return FifoQueue()
+
+    def _request_joined(self, request: Request, now: float) -> None:
+        """React to a request that joins its tenant's queue, or is back in it."""
+
+    def _request_left(self, request: Request) -> None:
+        """React to a request that leaves the queue."""
 
     def _priority(self, name: str) -> int:
         """Return the start tag of the next request, for the engine's own queue."""
@@ -288,6 +322,10 @@ class TenantScheduler(Scheduler):
 
     def _forgotten(self, name: str) -> None:
         """Drop the state of a forgotten tenant."""
+
+    def _history(self) -> dict[str, float]:
+        """Return delivered service over weight of each tenant, where the algorithm counts it; else nothing."""
+        return {}
 
     def _take_over(self, history: Mapping[str, float]) -> None:
         """Start from the service that a former scheduler delivered."""

@@ -13,7 +13,7 @@ from equipoise_scheduling.measures import max_min
 from equipoise_scheduling.prediction import Predictor
 from equipoise_scheduling.request import Outcome, Reason, Refusal, Request, Usage
 from equipoise_scheduling.service_window import ServiceWindow
-from equipoise_scheduling.tenant_queue import TenantQueue
+from equipoise_scheduling.tenant_queue import FifoQueue, TenantQueue
 
 MAX_RETRY_AFTER = 120.0
 
@@ -24,12 +24,18 @@ class Tenant:
     __slots__ = ("configured", "in_flight", "name", "predicted", "queue", "service", "settings")
 
     def __init__(
-        self, name: str, settings: TenantSettings, window_seconds: float, *, configured: bool
+        self,
+        name: str,
+        settings: TenantSettings,
+        queue: TenantQueue,
+        window_seconds: float,
+        *,
+        configured: bool,
     ) -> None:
         self.name = name
         self.settings = settings
         self.configured = configured
-        self.queue = TenantQueue()
+        self.queue = queue
         self.in_flight = 0
         self.service = ServiceWindow(window_seconds)
         self.predicted = (-1, -1)
@@ -130,6 +136,8 @@ class Books:
     ) -> None:
         self.settings = settings
         self.predictor = predictor
+        self.make_queue: Callable[[str], TenantQueue] = lambda _: FifoQueue()
+        """The scheduler's ordering of the requests of the tenant named."""
         self.tenants: dict[str, Tenant] = {}
         self.waiting: dict[str, Request] = {}
         self.flights: dict[str, Flight] = {}
@@ -151,6 +159,7 @@ class Books:
             tenant = Tenant(
                 name,
                 settings or TenantSettings(),
+                self.make_queue(name),
                 self.settings.window_seconds,
                 configured=settings is not None,
             )
@@ -184,6 +193,15 @@ class Books:
         if self.settings.prediction != other.settings.prediction:
             self.predictor = other.predictor
         self.reconfigure(other.settings, other._configured)  # noqa: SLF001 - the same class
+        self.order_by(other.make_queue)
+
+    def order_by(self, make_queue: Callable[[str], TenantQueue]) -> None:
+        """Queue all that waits anew, under another ordering. O(n log n)."""
+        self.make_queue = make_queue
+        for name, tenant in self.tenants.items():
+            tenant.queue = make_queue(name)
+        for request in sorted(self.waiting.values(), key=lambda request: request.number):
+            self._queue(self.tenants[request.tenant], request)
 
     # -- the queue
 
@@ -225,14 +243,13 @@ class Books:
         output = request.max_output if request.predicted_tokens is None else request.predicted_output
         tenant.queue.push(request, self.settings.cost(request.prompt_tokens, request.cached_tokens, output))
 
-    def head(self, tenant: Tenant) -> Request:
-        """Return the tenant's oldest request, its prediction as fresh as the predictor."""
-        request = tenant.queue.head()
+    def refresh(self, request: Request) -> None:
+        """Make the prediction of a candidate for dispatch as fresh as the predictor."""
+        tenant = self.tenants[request.tenant]
         fresh = (request.number, self.predictor.learned)
         if tenant.predicted != fresh:
             tenant.predicted = fresh
             request.predicted_tokens = self.predictor.predict(request)
-        return request
 
     def drop(self, request: Request, outcome: Outcome) -> Tenant:
         """End a queued request."""

@@ -16,9 +16,10 @@ Counts given to `progress` and `settle` are cumulative and over all sequences of
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
-from equipoise_scheduling.cost import LinearCost
+from equipoise_api.policy import Algorithm
+from equipoise_scheduling.cost import Cost, LinearCost
 from equipoise_scheduling.prediction import PredictionSettings
 from equipoise_scheduling.request import Outcome, Refusal, Request, Usage
 
@@ -51,12 +52,18 @@ class TenantSettings:
 class SchedulerSettings:
     """What every scheduler takes; one with parameters of its own subclasses it."""
 
-    cost: LinearCost = field(default_factory=LinearCost)
+    cost: Cost = field(default_factory=LinearCost)
     prediction: PredictionSettings = field(default_factory=PredictionSettings)
     max_queued: int | None = None
     """Requests queued over all tenants."""
     window_seconds: float = 60.0
     """Sliding window of the shares, and how much history a change of algorithm carries over."""
+
+    @classmethod
+    def of(cls, algorithm: Algorithm, **common: Any) -> Self:
+        """Make the settings of a policy's algorithm; `common` are the fields of this class."""
+        del algorithm
+        return cls(**common)
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,11 +189,14 @@ class Scheduler(ABC):
 
     @abstractmethod
     def snapshot(self) -> Snapshot:
-        """Counters and what was learnt, with each request in flight as if it ended here; no requests."""
+        """Counters, history and what was learnt, with each request in flight as if it ended here; no requests."""
 
     @abstractmethod
     def restore(self, data: Snapshot) -> None:
-        """Take over a snapshot of the same algorithm, before any request. ValueError if it cannot be read."""
+        """Take over a snapshot before any request: of another algorithm, its service history and what was learnt.
+
+        ValueError if it cannot be read.
+        """
 
     @abstractmethod
     def shares(self, now: float) -> list[TenantShare]:

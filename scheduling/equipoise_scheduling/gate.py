@@ -3,6 +3,9 @@
 It counts its own requests in flight and what they are predicted to need. The engine's metrics only correct it, since a
 scrape is always late. The caller tells it of every start, delivery and end, whatever the scheduler.
 
+`prompt`: the prompt fits beside what is held at present, as an engine alone admits: outputs to come are not looked at,
+so preemptions are likely and no fairness bound holds.
+
 `reserve`: the sum of prompt + all the output that a request may make is within the limit.
 
 `peak`: the *future peak* is within the limit, the idea of LightLLM's past-future scheduler (arXiv 2507.10150). With
@@ -31,11 +34,14 @@ CORRECTIONS = 3
 """The engine's surplus over our own count is believed once it has lasted this many scrapes."""
 
 
+GateKind = Literal["peak", "prompt", "reserve"]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GateSettings:
     """When the engine has room for one more request."""
 
-    kind: Literal["peak", "reserve"] = "peak"
+    kind: GateKind = "peak"
     utilisation_percent: float = 95.0
     """L at its start and its highest."""
     headroom_percent: float = 5.0
@@ -175,6 +181,8 @@ class Gate:
         candidate = Held(request, self._block, self.settings.context_tokens)
         if self.settings.kind == "reserve":
             return sum(held.reserved for held in self._held.values()) + candidate.reserved <= limit
+        if self.settings.kind == "prompt":
+            return self.used + candidate.kv <= limit
         if self.outstanding + candidate.remaining * candidate.sequences > self._pool:
             return False
         return self._peak_with(candidate) <= limit

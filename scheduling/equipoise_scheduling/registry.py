@@ -1,47 +1,55 @@
 """From the API's policy to schedulers and gates: the one table of algorithms."""
 
 from collections.abc import Mapping
-from typing import assert_never
 
 from equipoise_api.policy import Algorithm, Capacity, Cost, Prediction, Queue
 from equipoise_api.tenant import TenantLimits
 from equipoise_scheduling.base import TenantScheduler
 from equipoise_scheduling.contract import SchedulerSettings, TenantSettings
-from equipoise_scheduling.cost import LinearCost
-from equipoise_scheduling.gate import GateSettings
+from equipoise_scheduling.cost import LinearCost, ProfiledCost
+from equipoise_scheduling.gate import GateKind, GateSettings
 from equipoise_scheduling.history import carry_over
 from equipoise_scheduling.prediction import PredictionSettings, Predictor
 from equipoise_scheduling.schedulers.fcfs import FCFS
 from equipoise_scheduling.schedulers.round_robin import RoundRobin
-from equipoise_scheduling.schedulers.vtc import VTC, VTCSettings
+from equipoise_scheduling.schedulers.vtc import VTC
 
 SCHEDULERS: Mapping[str, type[TenantScheduler]] = {
     scheduler.algorithm: scheduler for scheduler in (FCFS, RoundRobin, VTC)
 }
 
 
+_GATES: Mapping[str, GateKind] = {"Peak": "peak", "Prompt": "prompt", "Reserve": "reserve"}
+
+
 def scheduler_settings(
     algorithm: Algorithm, cost: Cost, prediction: Prediction, queue: Queue
 ) -> SchedulerSettings:
-    """Translate a policy's fields into the settings of its algorithm."""
-    weights = LinearCost(
-        input=cost.input_percent / 100,
-        cached=cost.cached_input_percent / 100,
-        output=cost.output_percent / 100,
+    """Translate a policy's fields into the settings of its algorithm. ValueError for one that is not there."""
+    return _scheduler(algorithm.type).settings_type.of(
+        algorithm,
+        cost=cost_function(cost),
+        prediction=PredictionSettings(kind=prediction.type, prior_tokens=prediction.prior_tokens),
+        max_queued=queue.max_requests,
     )
-    predictor = PredictionSettings(kind=prediction.type, prior_tokens=prediction.prior_tokens)
-    match algorithm.type:
-        case "FCFS" | "RoundRobin":
-            return SchedulerSettings(cost=weights, prediction=predictor, max_queued=queue.max_requests)
-        case "VTC":
-            charge = algorithm.vtc.charge if algorithm.vtc else "Predicted"
-            return VTCSettings(
-                cost=weights,
-                prediction=predictor,
-                max_queued=queue.max_requests,
-                charge_predicted=charge == "Predicted",
-            )
-    assert_never(algorithm.type)
+
+
+def cost_function(cost: Cost) -> LinearCost | ProfiledCost:
+    """Translate what a policy counts service in."""
+    profile = cost.profiled
+    if profile is None:
+        return LinearCost(
+            input=cost.input_percent / 100,
+            cached=cost.cached_input_percent / 100,
+            output=cost.output_percent / 100,
+        )
+    return ProfiledCost(
+        base=profile.base_nanoseconds / 1e6,
+        input=profile.input_nanoseconds / 1e6,
+        output=profile.output_nanoseconds / 1e6,
+        product=profile.product_nanoseconds / 1e6,
+        square=profile.square_nanoseconds / 1e6,
+    )
 
 
 def tenant_settings(weight: int, limits: TenantLimits) -> TenantSettings:
@@ -54,8 +62,9 @@ def tenant_settings(weight: int, limits: TenantLimits) -> TenantSettings:
 def gate_settings(capacity: Capacity) -> GateSettings:
     """Translate a policy's capacity; slots and the size of the pool are set on the gate."""
     return GateSettings(
-        kind="peak" if capacity.gate == "Peak" else "reserve",
+        kind=_GATES[capacity.gate],
         utilisation_percent=float(capacity.kv_utilisation_percent),
+        headroom_percent=float(capacity.headroom_percent),
     )
 
 
@@ -66,10 +75,14 @@ def create(
     predictor: Predictor | None = None,
 ) -> TenantScheduler:
     """Make a scheduler by its algorithm's name. ValueError for an unknown one."""
+    return _scheduler(algorithm)(settings, tenants, predictor)
+
+
+def _scheduler(algorithm: str) -> type[TenantScheduler]:
     scheduler = SCHEDULERS.get(algorithm)
     if scheduler is None:
         raise ValueError(f"algorithm.type={algorithm!r} is unknown: use one of {', '.join(SCHEDULERS)}")
-    return scheduler(settings, tenants, predictor)
+    return scheduler
 
 
 def reconfigured(

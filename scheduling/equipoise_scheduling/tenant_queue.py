@@ -1,16 +1,52 @@
-"""One tenant's waiting requests: first in, first out by arrival number.
+"""One tenant's waiting requests, and which of them is its head.
 
-A heap instead of a deque, because a request that the engine would not take goes back to its old place and one that
-is cancelled leaves from anywhere.
+First in, first out by arrival number unless a scheduler brings an ordering of its own.
 """
 
+from abc import ABC, abstractmethod
 from heapq import heapify, heappop, heappush
+
+from typing_extensions import override
 
 from equipoise_scheduling.request import Request
 
 
-class TenantQueue:
-    """FIFO by `Request.number`. Push, pop and remove are O(log n) amortised, head O(1) amortised."""
+class TenantQueue(ABC):
+    """A tenant's waiting requests.
+
+    Where a request stands follows from the request alone, so one that is put back stands where it stood.
+    """
+
+    __slots__ = ()
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Return how many wait."""
+
+    @property
+    @abstractmethod
+    def expected_cost(self) -> float:
+        """Sum of what the queued requests are expected to cost."""
+
+    @abstractmethod
+    def push(self, request: Request, expected_cost: float) -> None:
+        """Add `request` at its place."""
+
+    @abstractmethod
+    def head(self) -> Request:
+        """Return the request to go first. IndexError when the queue is empty."""
+
+    @abstractmethod
+    def remove(self, request: Request) -> None:
+        """Take `request` out, wherever it stands. KeyError when it is not queued here."""
+
+
+class FifoQueue(TenantQueue):
+    """FIFO by `Request.number`. Push, pop and remove are O(log n) amortised, head O(1) amortised.
+
+    A heap instead of a deque, because a request that the engine would not take goes back to its old place and one that
+    is cancelled leaves from anywhere.
+    """
 
     __slots__ = ("_cost", "_heap", "_living")
 
@@ -19,28 +55,29 @@ class TenantQueue:
         self._living: dict[int, float] = {}
         self._cost = 0.0
 
+    @override
     def __len__(self) -> int:
         return len(self._living)
 
     @property
+    @override
     def expected_cost(self) -> float:
-        """Sum of what the queued requests are expected to cost."""
         return self._cost
 
+    @override
     def push(self, request: Request, expected_cost: float) -> None:
-        """Add `request` at the place that its arrival number gives it."""
         heappush(self._heap, (request.number, request))
         self._living[request.number] = expected_cost
         self._cost += expected_cost
 
+    @override
     def head(self) -> Request:
-        """Return the oldest request. IndexError when the queue is empty."""
         while self._heap[0][0] not in self._living:
             heappop(self._heap)
         return self._heap[0][1]
 
+    @override
     def remove(self, request: Request) -> None:
-        """Take `request` out, wherever it stands. KeyError when it is not queued here."""
         self._cost -= self._living.pop(request.number)
         if not self._living:
             self._cost = 0.0

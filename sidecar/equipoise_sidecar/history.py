@@ -15,7 +15,7 @@ log = structlog.get_logger(__name__)
 
 
 class History:
-    """Makes snapshots; holds a former process's until the configuration names the algorithm of its counters."""
+    """Makes snapshots; holds a former process's until there is a configuration."""
 
     def __init__(self, sizing: Sizing) -> None:
         self._sizing = sizing
@@ -40,12 +40,12 @@ class History:
         if self._waiting is None:
             return
         counters, self._waiting = self._waiting.get("scheduler"), None
-        if not isinstance(counters, dict) or counters.get("algorithm") != scheduler.algorithm:
-            log.info("counters not restored: they are of another algorithm")
+        if not isinstance(counters, dict):
+            log.warning("counters not restored: the snapshot has none")
             return
         try:
             scheduler.restore(counters)
         except ValueError as error:
             log.warning("counters not restored", error=str(error))
         else:
-            log.info("counters restored", algorithm=scheduler.algorithm)
+            log.info("counters restored", algorithm=scheduler.algorithm, former=counters.get("algorithm"))

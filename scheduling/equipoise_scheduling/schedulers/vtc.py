@@ -3,10 +3,11 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import floor
-from typing import Any
+from typing import Any, Self
 
 from typing_extensions import override
 
+from equipoise_api.policy import Algorithm, VtcParameters
 from equipoise_scheduling.base import TenantScheduler
 from equipoise_scheduling.books import Flight, Tenant
 from equipoise_scheduling.bound import BoundWatch
@@ -20,6 +21,12 @@ class VTCSettings(SchedulerSettings):
 
     charge_predicted: bool = True
     """Charge the expected output at dispatch and settle it; else output is charged token by token."""
+
+    @override
+    @classmethod
+    def of(cls, algorithm: Algorithm, **common: Any) -> Self:
+        parameters = algorithm.vtc or VtcParameters()
+        return cls(charge_predicted=parameters.charge == "Predicted", **common)
 
 
 class VTC(TenantScheduler):
@@ -169,7 +176,7 @@ class VTC(TenantScheduler):
         return {name: account.value for name, account in accounts.items()}
 
     @override
-    def history(self, now: float) -> dict[str, float]:
+    def _history(self) -> dict[str, float]:
         return {name: value / SCALE for name, value in self._settled_accounts().items()}
 
     @override

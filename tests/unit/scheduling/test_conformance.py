@@ -305,15 +305,29 @@ def test_snapshot_is_json_and_a_restored_scheduler_goes_on_the_same_way(make):
     assert orders[0] == orders[1]
 
 
-def test_snapshot_that_cannot_be_read_is_refused_with_what_is_wrong(make, algorithm):
+@pytest.mark.parametrize("former", EVERY)
+def test_restart_into_another_algorithm_keeps_history_and_what_was_learnt(make, algorithm, former):
+    old = create(former, SCHEDULERS[former].settings_type(), {})
+    requests = [make_request(str(number), "busy", max_tokens=50) for number in range(4)]
+    for request in requests:
+        assert old.enqueue(request, 0.0) is None
+    finish(old, drain(old), 50, 1.0)
+    scheduler = make()
+    scheduler.restore(json.loads(json.dumps(old.snapshot())))
+    assert scheduler.books.predictor.snapshot() == old.books.predictor.snapshot()
+    history = old.snapshot()["history"]
+    if history and scheduler.snapshot()["history"]:
+        assert scheduler.snapshot()["history"] == pytest.approx(history)
+
+
+def test_snapshot_that_cannot_be_read_is_refused_with_what_is_wrong(make):
     scheduler = make()
     good = scheduler.snapshot()
-    other = next(name for name in EVERY if name != algorithm)
     for data, complaint in [
         ({}, "version must be 1"),
         ({**good, "version": 2}, "version must be 1"),
-        ({**good, "algorithm": other}, f"is of {other}, not of {algorithm}"),
         ({**good, "state": None}, "must be objects"),
+        ({**good, "history": {"a": "much"}}, "history must map tenants to their service"),
         ({**good, "tenants": "ab"}, "tenants must be a list of names"),
         ({**good, "predictor": {"mean": {"a": "many"}}}, "must map tenants to numbers"),
     ]:

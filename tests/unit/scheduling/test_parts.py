@@ -12,7 +12,7 @@ from equipoise_scheduling.counters import SCALE, Account, Charge, units
 from equipoise_scheduling.prediction import MovingAverage, NoPrediction, PredictionSettings, predictor_for
 from equipoise_scheduling.request import Outcome, Usage
 from equipoise_scheduling.service_window import ServiceWindow
-from equipoise_scheduling.tenant_queue import TenantQueue
+from equipoise_scheduling.tenant_queue import FifoQueue
 
 
 def numbered(*numbers):
@@ -28,7 +28,7 @@ def numbered(*numbers):
 
 
 def test_queue_is_in_order_of_arrival_number_whatever_the_order_of_pushes():
-    queue = TenantQueue()
+    queue = FifoQueue()
     for request in numbered(3, 1, 2):
         queue.push(request, 10.0)
     taken = []
@@ -42,7 +42,7 @@ def test_queue_is_in_order_of_arrival_number_whatever_the_order_of_pushes():
 
 
 def test_queue_loses_requests_anywhere_and_does_not_hoard_them():
-    queue, requests = TenantQueue(), numbered(*range(1000))
+    queue, requests = FifoQueue(), numbered(*range(1000))
     for request in requests:
         queue.push(request, 1.0)
     for request in requests[1:990]:
