@@ -83,6 +83,18 @@ def test_the_body_is_the_configuration_and_the_revision_its_digest(make):
 def test_a_policy_that_is_off_lets_everything_pass(make):
     assert make.compiled(policy=make.policy_body(mode="Off")).config.mode == "PassThrough"
     assert pass_through().config.policy is None
+    assert make.compiled(policy=make.policy_body(mode="Off", shadow=[{"type": "VTC"}])).config.shadow == []
+
+
+@pytest.mark.parametrize(
+    ("mode", "sidecar_mode", "shadows"),
+    [("Enforce", "Enforce", ["DRR"]), ("Shadow", "PassThrough", ["VTC", "DRR"])],
+)
+def test_shadow_runs_the_algorithm_itself_beside_what_passes_through(make, mode, sidecar_mode, shadows):
+    body = make.policy_body(mode=mode, algorithm={"type": "VTC"}, shadow=[{"type": "VTC"}, {"type": "DRR"}])
+    config = make.compiled(policy=body).config
+    assert config.mode == sidecar_mode
+    assert [algorithm.type for algorithm in config.shadow] == shadows
 
 
 @pytest.mark.parametrize(("allowed", "admitted"), [("Same", False), ("All", True)])
