@@ -74,6 +74,14 @@ def test_the_server_and_the_types_fill_in_the_same_defaults(api, namespace):
         ({"identity": {"apiKeys": [{"secretName": "Not A Name"}]}}, r"secretName"),
         ({"identity": {"headerValues": ["a", "a"]}}, r"spec\.identity\.headerValues\[1\].*Duplicate"),
         ({"wieght": 2}, r"wieght"),
+        (
+            {"applications": [{"name": "chat"}, {"name": "chat"}]},
+            r"spec\.applications\[1\].*Duplicate",
+        ),
+        (
+            {"applications": [{"name": "chat", "slo": {}}]},
+            r"spec\.applications\[0\]\.slo\.ttftMilliseconds.*at least one of",
+        ),
     ],
 )
 def test_a_wrong_tenant_is_refused_with_the_fields_name(api, namespace, spec, want):
@@ -89,6 +97,19 @@ def test_a_wrong_tenant_is_refused_with_the_fields_name(api, namespace, spec, wa
         ({"target": TARGET, "algorithm": {"type": "Lottery"}}, r"spec\.algorithm\.type.*Lottery"),
         ({"target": TARGET, "algorithm": {"type": "FCFS", "vtc": {}}}, r"spec\.algorithm\.vtc.*type VTC"),
         ({"target": TARGET, "mode": "Sometimes"}, r"spec\.mode"),
+        (
+            {"target": TARGET, "algorithm": {"type": "VTC", "exFairS": {}}},
+            r"spec\.algorithm\.exFairS.*type ExFairS",
+        ),
+        (
+            {"target": TARGET, "shadow": [{"type": "DRR"}, {"type": "DRR"}]},
+            r"spec\.shadow\[1\].*Duplicate",
+        ),
+        (
+            {"target": TARGET, "shadow": [{"type": "DRR", "rpm": {}}]},
+            r"spec\.shadow\[0\]\.rpm.*type RPM",
+        ),
+        ({"target": TARGET, "cost": {"profiled": {"outputNanoseconds": 0}}}, r"outputNanoseconds"),
         ({"target": TARGET, "capacity": {"maxInFlight": 0}}, r"spec\.capacity\.maxInFlight"),
         ({"target": TARGET, "queue": {"maxBytes": 1}}, r"spec\.queue\.maxBytes"),
         (
