@@ -21,7 +21,8 @@ from equipoise_scheduling.contract import (
     TenantSettings,
     TenantShare,
 )
-from equipoise_scheduling.prediction import Predictor, predictor_for
+from equipoise_scheduling.prediction import Predictor
+from equipoise_scheduling.predictors import predictor_for
 from equipoise_scheduling.request import Outcome, Refusal, Request, Usage
 from equipoise_scheduling.tenant_queue import FifoQueue, TenantQueue
 

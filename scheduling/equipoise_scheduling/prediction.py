@@ -1,11 +1,16 @@
-"""How many tokens a request will generate, guessed before it is known."""
+"""How many tokens a request will generate, guessed before it is known: the contract, and the two simplest.
+
+`mixture` holds the third, `predictors` makes one by its name.
+"""
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from typing_extensions import override
 
+from equipoise_scheduling.prediction_error import ErrorTracker, PredictionError
 from equipoise_scheduling.request import Outcome, Request, Usage
 
 
@@ -13,7 +18,7 @@ from equipoise_scheduling.request import Outcome, Request, Usage
 class PredictionSettings:
     """Which predictor, and what it says of a tenant that it knows nothing of."""
 
-    kind: Literal["MovingAverage", "None"] = "MovingAverage"
+    kind: Literal["Mixture", "MovingAverage", "None"] = "MovingAverage"
     prior_tokens: int = 256
 
     def __post_init__(self) -> None:
@@ -34,6 +39,10 @@ class Predictor(ABC):
     @abstractmethod
     def learn(self, request: Request, usage: Usage, outcome: Outcome) -> None:
         """Take in how a request ended. Ignores estimated usage and requests that were cut short."""
+
+    def errors(self) -> Mapping[str, PredictionError]:
+        """Return how far off it is, and what it is compared with on the same requests, by predictor."""
+        return {}
 
     @abstractmethod
     def forget(self, tenant: str) -> None:
@@ -81,6 +90,7 @@ class MovingAverage(Predictor):
     def __init__(self, prior: int = 256) -> None:
         self._prior = prior
         self._mean: dict[str, float] = {}
+        self._error = ErrorTracker()
 
     @override
     def predict(self, request: Request) -> int | None:
@@ -89,11 +99,17 @@ class MovingAverage(Predictor):
 
     @override
     def learn(self, request: Request, usage: Usage, outcome: Outcome) -> None:
-        if outcome is not Outcome.FINISHED or not usage.exact:
+        if not learnable(usage, outcome):
             return
+        output = usage.generated / request.sequences
         mean = self._mean.get(request.tenant, self._prior)
-        self._mean[request.tenant] = (4 * mean + usage.generated / request.sequences) / 5
+        self._error.add(min(max(1, round(mean)), request.max_tokens), output)
+        self._mean[request.tenant] = (4 * mean + output) / 5
         self.learned += 1
+
+    @override
+    def errors(self) -> Mapping[str, PredictionError]:
+        return {"moving_average": self._error.error()}
 
     @override
     def forget(self, tenant: str) -> None:
@@ -111,10 +127,6 @@ class MovingAverage(Predictor):
         self._mean = {str(tenant): float(value) for tenant, value in mean.items()}
 
 
-def predictor_for(settings: PredictionSettings) -> Predictor:
-    """Build the predictor that the settings name."""
-    match settings.kind:
-        case "None":
-            return NoPrediction()
-        case "MovingAverage":
-            return MovingAverage(settings.prior_tokens)
+def learnable(usage: Usage, outcome: Outcome) -> bool:
+    """Say whether a request's output is what it would have been: known exactly, and not cut short."""
+    return outcome is Outcome.FINISHED and usage.exact

@@ -9,7 +9,8 @@ from equipoise_scheduling.choice import LeastKey
 from equipoise_scheduling.contract import TenantSettings
 from equipoise_scheduling.cost import LinearCost
 from equipoise_scheduling.counters import SCALE, Account, Charge, units
-from equipoise_scheduling.prediction import MovingAverage, NoPrediction, PredictionSettings, predictor_for
+from equipoise_scheduling.prediction import MovingAverage, NoPrediction, PredictionSettings
+from equipoise_scheduling.predictors import predictor_for
 from equipoise_scheduling.request import Outcome, Usage
 from equipoise_scheduling.service_window import ServiceWindow
 from equipoise_scheduling.tenant_queue import FifoQueue
