@@ -76,7 +76,7 @@ class Terciles:
         """Return 0 for short, 1 for medium, 2 for long."""
         seen = self._sorted
         if seen:
-            low, high = seen[len(seen) // 3], seen[2 * len(seen) // 3]
+            low, high = seen[(len(seen) - 1) // 3], seen[(2 * len(seen) - 1) // 3]
         else:
             low, high = self._prior / 2, self._prior * 1.25
         return 0 if output <= low else 1 if output <= high else 2

@@ -51,6 +51,7 @@ class SidecarMetrics(Collector):
         yield from self._load()
         yield from self._engine()
         yield from self._fairness()
+        yield from self._prediction()
         yield from self._shares()
         yield from self._accounts()
 
@@ -152,6 +153,24 @@ class SidecarMetrics(Collector):
             bound.undelivered,
         )
         yield _gauge("fairness_bound_met", "0 once a pair of tenants exceeded its bound.", bound.met)
+
+    def _prediction(self) -> Iterator[Metric]:
+        errors = self.reporter.dispatcher.scheduler.books.predictor.errors()
+        error = GaugeMetricFamily(
+            "equipoise_prediction_error_tokens",
+            "Mean absolute error of the last 500 predicted outputs, all predictors on the same requests.",
+            labels=["predictor"],
+        )
+        bias = GaugeMetricFamily(
+            "equipoise_prediction_bias_tokens",
+            "Mean of predicted less generated tokens, of the same requests.",
+            labels=["predictor"],
+        )
+        for name, seen in errors.items():
+            if seen.requests:
+                error.add_metric([name], seen.mean_absolute)
+                bias.add_metric([name], seen.bias)
+        yield from (error, bias)
 
     def _shares(self) -> Iterator[Metric]:
         dispatcher = self.reporter.dispatcher

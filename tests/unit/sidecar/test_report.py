@@ -133,6 +133,15 @@ class TestMetrics:
         assert samples["equipoise_time_to_first_token_seconds_count", BLUE] == 1
         assert samples["equipoise_time_to_first_token_seconds_sum", BLUE] == pytest.approx(0.4)
         assert samples["equipoise_ready",] == 1
+
+    async def test_the_error_of_predictions_is_shown_once_there_was_one(self, reporter, play):
+        assert not any("prediction" in sample[0] for sample in self.exposition(reporter))
+        scene = await play()
+        samples = self.exposition(scene)
+        error = scene.dispatcher.scheduler.books.predictor.errors()["moving_average"]
+        assert error.requests == 1
+        assert samples["equipoise_prediction_error_tokens", "moving_average"] == error.mean_absolute > 0
+        assert samples["equipoise_prediction_bias_tokens", "moving_average"] == error.bias
         assert samples["equipoise_saturation_ratio",] == 1
 
     async def test_a_histograms_buckets_hold_what_is_not_above_them(self, play):
