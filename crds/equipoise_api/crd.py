@@ -32,6 +32,7 @@ POLICY_COLUMNS = [
     ("Tenants", "integer", ".status.tenants", "Tenants admitted"),
     ("Queued", "integer", ".status.load.queued", "Requests that wait"),
     ("Sat", "integer", ".status.load.saturationPercent", "Use of the room that the gates give, percent"),
+    ("GPU%", "integer", ".status.load.gpuPercent", "Share of time in which the GPUs were busy"),
     ("Jain", "integer", ".status.fairness.jainPermille", "Jain's index of the last minute, times 1000"),
     ("Ready", "string", _READY, "Accepted and programmed"),
     ("Age", "date", ".metadata.creationTimestamp", "Time since creation"),

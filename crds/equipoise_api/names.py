@@ -27,10 +27,28 @@ OPERATOR_PORT = 8080
 
 CONFIG_PATH = "/equipoise/v1/config"
 STATE_PATH = "/equipoise/v1/state"
+GPU_EXPORTER_PATH = "/equipoise/v1/gpu-exporter"
 CERTIFICATES_PATH = "/equipoise/v1/certificates"
 
 TOKEN_AUDIENCE = "equipoise.dev/issuer"  # noqa: S105 - an audience is not a secret
 """Audience of the projected ServiceAccount token that a sidecar shows to the issuer."""
+
+APPLICATION_HEADER = "X-Equipoise-Application"
+"""What a client says of a request: headers, or `equipoise.*` keys of the body's `metadata` (docs/requests.md)."""
+USER_HEADER = "X-Equipoise-User"
+INTERACTION_HEADER = "X-Equipoise-Interaction"
+CALL_HEADER = "X-Equipoise-Call"
+CALLS_HEADER = "X-Equipoise-Calls"
+TTFT_HEADER = "X-Equipoise-TTFT-Milliseconds"
+TPOT_HEADER = "X-Equipoise-TPOT-Milliseconds"
+E2E_HEADER = "X-Equipoise-E2E-Milliseconds"
+METADATA_PREFIX = "equipoise."
+
+LLM_D_FAIRNESS_ID_HEADERS = ("x-llm-d-inference-fairness-id", "x-gateway-inference-fairness-id")
+"""llm-d's headers, the present spelling first, then the one that it still reads."""
+LLM_D_OBJECTIVE_HEADERS = ("x-llm-d-inference-objective", "x-gateway-inference-objective")
+LLM_D_TTFT_HEADERS = ("x-llm-d-slo-ttft-ms", "x-slo-ttft-ms")
+LLM_D_TPOT_HEADERS = ("x-llm-d-slo-tpot-ms", "x-slo-tpot-ms")
 
 
 def operator_identity(install: str) -> str:

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, StringConstraints
 
 from equipoise_api.conditions import Condition
+from equipoise_api.gpu import GPU_RULES, Gpu
 from equipoise_api.model import ApiModel, Count, Name, Namespace, Percent
 from equipoise_api.names import DEFAULT_CLASS_NAME
 from equipoise_api.structural import atomic_list, list_map, list_set, rules
@@ -293,6 +294,8 @@ class TrustedHeader(ApiModel):
     """Name of the header. It is dropped from whatever does not come from a trusted peer, and never reaches the engine."""
     peers: Annotated[list[Cidr], Field(min_length=1, max_length=64), list_set()]
     """Addresses that the gateway connects from, as CIDR blocks."""
+    llm_d: Literal["Ignore", "Accept"] = "Ignore"
+    """Accept: the peers also speak llm-d. Where `name` is absent the fairness id names the tenant, the objective names the application, and the SLO headers are believed. The gateway must set or strip all of them, for what it passes on from a client counts as its own word."""
 
 
 class PolicyIdentity(ApiModel):
@@ -355,6 +358,8 @@ class FairnessPolicySpec(ApiModel):
     """How tenants are recognised."""
     engine: Engine = Engine()
     """What the sidecars need to know of the engines."""
+    gpu: Annotated[Gpu, GPU_RULES] = Gpu()
+    """GPU telemetry."""
 
 
 class SidecarCounts(ApiModel):
@@ -383,6 +388,8 @@ class Load(ApiModel):
     """Mean use of the room that the gates give, by slots or KV tokens, whichever is fuller."""
     kv_percent: Percent | None = None
     """Mean KV cache use that the engines report."""
+    gpu_percent: Percent | None = None
+    """Mean GPU utilisation, the share of time in which anything ran; absent without fresh GPU metrics."""
 
 
 class Fairness(ApiModel):
@@ -402,7 +409,7 @@ class FairnessPolicyStatus(ApiModel):
     observed_generation: Count | None = None
     """The spec's generation that this status was computed from."""
     conditions: Annotated[list[Condition], Field(max_length=16), list_map("type")] = []
-    """Ready (Accepted and Programmed), Accepted, Programmed, EngineSignalStale and FairnessBoundMet."""
+    """Ready (Accepted and Programmed), Accepted, Programmed, EngineSignalStale, GPUMetricsStale and FairnessBoundMet."""
     revision: Annotated[str, StringConstraints(max_length=64)] | None = None
     """Revision of the configuration that the sidecars should hold."""
     tenants: Count = 0

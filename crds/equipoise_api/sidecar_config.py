@@ -20,6 +20,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from equipoise_api.gpu import Gpu
 from equipoise_api.model import ApiModel
 from equipoise_api.policy import (
     Algorithm,
@@ -85,6 +86,7 @@ class SidecarConfig(ApiModel):
     capacity: Capacity = Capacity()
     queue: Queue = Queue()
     overload: Overload = Overload()
+    gpu: Gpu = Gpu()
     default_tenant: DefaultTenant = DefaultTenant()
     trusted_header: TrustedHeader | None = None
     hmac_keys: Annotated[list[HmacKey], Field(max_length=2)] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from equipoise_api.gpu import GpuState
 from equipoise_api.latency import LatencyHistogram
 from equipoise_api.model import ApiModel
 from equipoise_api.sidecar_config import SCHEMA_VERSION
@@ -61,6 +62,9 @@ class TenantState(ApiModel):
     """Refusals in the window by reason."""
     wait: LatencyHistogram = LatencyHistogram()
     ttft: LatencyHistogram = LatencyHistogram()
+    gpu_seconds: float | None = None
+    """Busy GPU seconds of the window; None without GPU metrics."""
+    energy_joules: float | None = None
     slo_kept: int = 0
     slo_total: int = 0
     """Requests that ended in the window and had an SLO."""
@@ -101,4 +105,6 @@ class SidecarState(ApiModel):
     engine: EngineState = EngineState()
     load: LoadState = LoadState()
     fairness: FairnessState = FairnessState()
+    gpu: GpuState | None = None
+    """None: a sidecar that reads none."""
     tenants: list[TenantState] = []

@@ -133,6 +133,10 @@ class Usage(ApiModel):
     """Tokens generated in the last minute."""
     tokens_per_minute: Count = 0
     """Prompt and generated tokens together."""
+    gpu_seconds: Count | None = None
+    """Busy GPU seconds of the last minute: each engine's, shared out by the service delivered meanwhile. Absent without GPU metrics."""
+    energy_joules: Count | None = None
+    """Energy of the last minute, shared out alike."""
     rejected: Annotated[list[Rejections], Field(max_length=16), list_map("reason")] = []
     """Refusals by reason."""
 

@@ -108,6 +108,7 @@ def compile_policy(sources: Sources) -> Compiled:
         capacity=spec.capacity,
         queue=spec.queue,
         overload=spec.overload,
+        gpu=spec.gpu,
         default_tenant=spec.default_tenant,
         trusted_header=_trusted_header(spec.identity.trusted_header, findings),
         hmac_keys=list(sources.hmac_keys),
