@@ -1,29 +1,29 @@
-"""The capacity gate: whether one more request can join the running batch, by slots and by KV cache.
+"""The capacity gate: whether one more request can join the running batch, by slots, by KV cache and by step time.
 
 It counts its own requests in flight and what they are predicted to need. The engine's metrics only correct it, since a
 scrape is always late. The caller tells it of every start, delivery and end, whatever the scheduler.
 
-`prompt`: the prompt fits beside what is held at present, as an engine alone admits: outputs to come are not looked at,
-so preemptions are likely and no fairness bound holds.
-
 `reserve`: the sum of prompt + all the output that a request may make is within the limit.
 
-`peak`: the *future peak* is within the limit, the idea of LightLLM's past-future scheduler (arXiv 2507.10150). With
-kv_i the tokens that a request holds now, rem_i what it is predicted to generate still, sorted by rem falling, and
-all advancing a token a step, the cache is fullest just before one of them ends:
+`peak`: the *future peak* (see `kv_plan`) is within the limit, the idea of LightLLM's past-future scheduler (arXiv
+2507.10150), and the outputs to come sum to at most the pool (`maxOutstanding`), which keeps the fairness bound finite.
 
-    peak = max over j of (kv_1 + ... + kv_j) + j * rem_j        (a request of n sequences counts n in j)
+The limit of these two is L % of the pool: L starts at its setting, a preemption takes 2 off (at most once in 10 s), a
+quiet minute gives 1 back, and it never falls below 70.
 
-and the outputs to come sum to at most the pool (`maxOutstanding`), which keeps the fairness bound finite.
+`prompt`: the prompt's blocks fit beside what is held at present, over the whole pool, as an engine alone admits. Outputs
+to come are not looked at, so preemptions are to be expected, change nothing, and no fairness bound holds.
 
-The limit is L % of the pool: L starts at its setting, a preemption takes 2 off (at most once in 10 s), a quiet minute
-gives 1 back, and it never falls below 70.
+Under every kind adaptive batching (see `batching`) may hold a request back: by the predicted time of a step, and by the
+prompt tokens that are still to be prefilled.
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Literal
 
+from equipoise_scheduling.batching import AdaptiveBatching, BatchingLimits
+from equipoise_scheduling.kv_plan import Held, future_peak
 from equipoise_scheduling.request import Reason, Refusal, Request
 
 PREEMPTION_STEP = 2.0
@@ -50,6 +50,12 @@ class GateSettings:
     """A request whose deadline is farther away is not urgent; one without a deadline may use all of L."""
     context_tokens: int | None = None
     """The model's context length; output is never longer than that."""
+    batching: BatchingLimits = field(default_factory=BatchingLimits)
+
+    @property
+    def bounded(self) -> bool:
+        """Whether outputs to come are limited, without which a scheduler's fairness bound says nothing."""
+        return self.kind != "prompt"
 
     def __post_init__(self) -> None:
         if not 0 < self.utilisation_percent <= 100:
@@ -60,56 +66,11 @@ class GateSettings:
             )
 
 
-class Held:
-    """What one request in flight holds and is expected to hold."""
-
-    __slots__ = ("generated", "kv", "prompt", "remaining", "request", "reserved", "sequences")
-
-    def __init__(self, request: Request, block: int, context: int | None) -> None:
-        self.request = request
-        self.sequences = request.sequences
-        self.prompt = request.prompt_upper
-        self.generated = 0
-        self.kv = 0
-        self.remaining = 0
-        self.reserved = 0
-        self.update(block, context)
-
-    def update(self, block: int, context: int | None) -> None:
-        """Recompute tokens held, to come and reserved. O(1)."""
-        request, n = self.request, self.sequences
-        made = -(-self.generated // n)
-        self.kv = held_tokens(self.prompt, request.prompts, n, made, block)
-        most = request.max_tokens
-        if context is not None:
-            most = min(most, max(0, context - self.prompt // request.prompts))
-        left = max(0, most - made)
-        predicted = request.predicted_tokens
-        if predicted is None:
-            self.remaining = left
-        elif made < predicted:
-            self.remaining = min(predicted - made, left)
-        else:
-            self.remaining = min(max(16, (3 * made) // 10), left)
-        self.reserved = held_tokens(self.prompt, request.prompts, n, most, block)
-
-
-def held_tokens(prompt: int, prompts: int, sequences: int, generated: int, block: int) -> int:
-    """Return the KV tokens, in whole blocks, of a request with `generated` tokens in each sequence.
-
-    The sequences of one prompt share its full blocks; the rest of the prompt and the output are each one's own.
-    """
-    each = -(-prompt // prompts)
-    shared = each // block * block
-    own = each - shared + generated
-    return shared * prompts + -(-own // block) * block * sequences
-
-
 class Gate:
-    """Slots and KV of one engine. `fits` is linear in the requests in flight, everything else O(1).
+    """Slots, KV and step time of one engine. `fits` and an end are at most linear in the requests in flight, other events O(1).
 
-    Invariants: with nothing in flight everything fits that `refuse` lets pass; while the pool is unknown slots alone
-    decide.
+    Invariants: with nothing in flight everything fits that `refuse` lets pass; while the pool is unknown slots and
+    batching alone decide.
     """
 
     def __init__(self, settings: GateSettings | None = None) -> None:
@@ -118,12 +79,21 @@ class Gate:
         """Sequences in flight; the caller sets it, from the policy or from `InFlightWindow`. None: no limit."""
         self.percent = self.settings.utilisation_percent
         """L."""
+        self.batching = AdaptiveBatching()
         self.sequences = 0
         """Sequences in flight."""
+        self.used = 0
+        """KV tokens that the requests in flight hold, by our own count."""
+        self.outstanding = 0
+        """Output tokens still to come, as predicted."""
+        self.reserved = 0
+        """KV tokens that the requests in flight may come to hold at most."""
         self._pool: int | None = None
         self._block = 16
         self._held: dict[str, Held] = {}
-        self._sorted: list[Held] | None = []
+        self._ordered: list[Held] = []
+        """What is in flight; by remaining output, falling, where `_sorted`."""
+        self._sorted = True
         self._surplus: list[int] = []
         self._last_preemption = float("-inf")
         self._quiet_since = float("-inf")
@@ -144,8 +114,15 @@ class Gate:
 
     def _remeasure(self) -> None:
         for held in self._held.values():
+            self._count(held, -1)
             held.update(self._block, self.settings.context_tokens)
-        self._sorted = None
+            self._count(held, 1)
+        self._sorted = False
+
+    def _count(self, held: Held, sign: int) -> None:
+        self.used += sign * held.kv
+        self.outstanding += sign * held.remaining * held.sequences
+        self.reserved += sign * held.reserved
 
     # -- questions
 
@@ -171,30 +148,41 @@ class Gate:
             return True
         if self.max_in_flight is not None and self.sequences + request.sequences > self.max_in_flight:
             return False
+        candidate = Held(request, self._block, self.settings.context_tokens)
+        if not self.batching.admits(self.settings.batching, candidate, self.sequences, self.used):
+            return False
         if self._pool is None:
             return True
-        percent = self.percent
+        limit = self._limit(self._pool)
         deadline = request.deadline
-        if deadline is not None and deadline - now > self.settings.urgent_seconds:
-            percent -= self.settings.headroom_percent
-        limit = self._pool * percent / 100 - self.surplus
-        candidate = Held(request, self._block, self.settings.context_tokens)
-        if self.settings.kind == "reserve":
-            return sum(held.reserved for held in self._held.values()) + candidate.reserved <= limit
         if self.settings.kind == "prompt":
             return self.used + candidate.kv <= limit
-        if self.outstanding + candidate.remaining * candidate.sequences > self._pool:
+        if deadline is not None and deadline - now > self.settings.urgent_seconds:
+            limit -= self._pool * self.settings.headroom_percent / 100
+        if self.settings.kind == "reserve":
+            return self.reserved + candidate.reserved <= limit
+        outstanding = self.outstanding + candidate.remaining * candidate.sequences
+        if outstanding > self._pool:
             return False
-        return self._peak_with(candidate) <= limit
+        kv = self.used + candidate.kv
+        if kv + outstanding <= limit:  # the peak is never higher: most answers need no pass
+            return True
+        return kv <= limit and self._peak_with(candidate) <= limit
 
-    def _ordered(self) -> list[Held]:
+    def _limit(self, pool: int) -> float:
+        """Return the KV tokens that may be planned with."""
+        percent = 100.0 if self.settings.kind == "prompt" else self.percent
+        return pool * percent / 100 - self.surplus
+
+    def _in_order(self) -> list[Held]:
         """Sort what is in flight by remaining output, falling; nearly sorted already, so about linear."""
-        if self._sorted is None:
-            self._sorted = sorted(self._held.values(), key=lambda held: -held.remaining)
-        return self._sorted
+        if not self._sorted:
+            self._ordered.sort(key=attrgetter("remaining"), reverse=True)
+            self._sorted = True
+        return self._ordered
 
     def _peak_with(self, candidate: Held) -> int:
-        ordered = self._ordered()
+        ordered = self._in_order()
         place = len(ordered)
         while place and ordered[place - 1].remaining < candidate.remaining:
             place -= 1
@@ -204,37 +192,38 @@ class Gate:
         return max(highest, future_peak(ordered[place:], kv, sequences)[2])
 
     @property
-    def outstanding(self) -> int:
-        """Output tokens still to come, as predicted."""
-        return sum(held.remaining * held.sequences for held in self._held.values())
-
-    @property
     def peak(self) -> int:
         """KV tokens that the requests in flight are predicted to reach."""
-        return future_peak(self._ordered(), 0, 0)[2]
+        return future_peak(self._in_order(), 0, 0)[2]
 
     @property
-    def used(self) -> int:
-        """KV tokens that the requests in flight hold, by our own count."""
-        return sum(held.kv for held in self._held.values())
+    def planned(self) -> int:
+        """KV tokens that count against the limit, by the kind of gate."""
+        if self.settings.kind == "prompt":
+            return self.used
+        return self.peak if self.settings.kind == "peak" else self.reserved
 
     @property
     def surplus(self) -> int:
         """KV tokens that the engine has lastingly shown in use beyond our own count."""
         return min(self._surplus) if len(self._surplus) == CORRECTIONS else 0
 
+    @property
+    def step_seconds(self) -> float | None:
+        """Predicted time of a step of what is in flight; None before enough was seen, and with nothing in flight."""
+        return self.batching.step_seconds(self.sequences, self.used) if self._held else None
+
     def saturation(self) -> float:
-        """Use of slots or of the planned KV cache, whichever is fuller, as a fraction of 1."""
+        """Use of slots, of the planned KV cache or of the step's time, whichever is fuller, as a fraction of 1."""
         fullest = 0.0
         if self.max_in_flight is not None:
             fullest = self.sequences / self.max_in_flight
         if self._pool is not None:
-            planned = (
-                self.peak
-                if self.settings.kind == "peak"
-                else sum(held.reserved for held in self._held.values())
-            )
-            fullest = max(fullest, (planned + self.surplus) / (self._pool * self.percent / 100))
+            limit = self._limit(self._pool)
+            fullest = max(fullest, self.planned / limit if limit > 0 else 1.0)
+        target = self.settings.batching.inter_token_seconds
+        if target is not None and (seconds := self.step_seconds) is not None:
+            fullest = max(fullest, seconds / target)
         return min(1.0, fullest)
 
     # -- events
@@ -243,26 +232,42 @@ class Gate:
         """Count a request that was dispatched. ValueError when it is counted already."""
         if request.id in self._held:
             raise ValueError(f"request {request.id} is in flight already")
-        self._held[request.id] = Held(request, self._block, self.settings.context_tokens)
+        held = self._held[request.id] = Held(request, self._block, self.settings.context_tokens)
         self.sequences += request.sequences
-        self._sorted = None
+        self._count(held, 1)
+        self._ordered.append(held)
+        self._sorted = False
+        self.batching.started(held)
 
-    def progress(self, request: Request, prompt: int, generated: int) -> None:
-        """Count delivery, cumulative over the sequences; with anything generated `prompt` is the whole prompt."""
+    def progress(self, request: Request, prompt: int, generated: int, *, estimated: bool = False) -> None:
+        """Count delivery, cumulative over the sequences; with anything generated `prompt` is the whole prompt.
+
+        `estimated`: by the clock, since the answer does not show it.
+        """
         held = self._held[request.id]
-        if generated <= held.generated:
+        held.estimated = estimated
+        before = held.generated
+        if generated <= before:
             return
+        prefill = held.prefill
         held.generated = generated
         if prompt:
             held.prompt = prompt
+        self._count(held, -1)
         held.update(self._block, self.settings.context_tokens)
-        self._sorted = None
+        self._count(held, 1)
+        self._sorted = False
+        self.batching.progressed(held, prefill=prefill, generated=before)
 
     def finish(self, request: Request) -> None:
         """Free what a request held, however it ended, put back included. Nothing happens when it held nothing."""
-        if self._held.pop(request.id, None) is not None:
-            self.sequences -= request.sequences
-            self._sorted = None
+        held = self._held.pop(request.id, None)
+        if held is None:
+            return
+        self.sequences -= request.sequences
+        self._count(held, -1)
+        self._ordered.remove(held)
+        self.batching.finished(held)
 
     def preempted(self, now: float) -> None:
         """Note that the engine preempted something: plan with less."""
@@ -282,17 +287,8 @@ class Gate:
         self._surplus = [*self._surplus, max(0, kv_used - self.used)][-CORRECTIONS:]
 
     def tick(self, now: float) -> None:
-        """Let L recover: a point for each quiet minute."""
+        """Let L recover, a point for each quiet minute, and learn how long a step takes. About once a second."""
+        self.batching.tick(now, self._held.values(), self.used)
         if self.percent < self.settings.utilisation_percent and now - self._quiet_since >= QUIET_SECONDS:
             self._quiet_since = now
             self.percent = min(self.settings.utilisation_percent, self.percent + 1)
-
-
-def future_peak(ordered: Iterable[Held], kv: int, sequences: int) -> tuple[int, int, int]:
-    """Fold requests, sorted by remaining output falling, into (KV held, sequences, highest KV on the way)."""
-    highest = 0
-    for held in ordered:
-        kv += held.kv
-        sequences += held.sequences
-        highest = max(highest, kv + sequences * held.remaining)
-    return kv, sequences, highest

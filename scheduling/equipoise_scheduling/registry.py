@@ -5,17 +5,21 @@ from collections.abc import Mapping
 from equipoise_api.policy import Algorithm, Capacity, Cost, Prediction, Queue
 from equipoise_api.tenant import TenantLimits
 from equipoise_scheduling.base import TenantScheduler
+from equipoise_scheduling.batching import BatchingLimits
 from equipoise_scheduling.contract import SchedulerSettings, TenantSettings
 from equipoise_scheduling.cost import LinearCost, ProfiledCost
 from equipoise_scheduling.gate import GateKind, GateSettings
 from equipoise_scheduling.history import carry_over
 from equipoise_scheduling.prediction import PredictionSettings, Predictor
+from equipoise_scheduling.schedulers.drr import DRR
 from equipoise_scheduling.schedulers.fcfs import FCFS
+from equipoise_scheduling.schedulers.lcf import LCF
 from equipoise_scheduling.schedulers.round_robin import RoundRobin
+from equipoise_scheduling.schedulers.rpm import RPM
 from equipoise_scheduling.schedulers.vtc import VTC
 
 SCHEDULERS: Mapping[str, type[TenantScheduler]] = {
-    scheduler.algorithm: scheduler for scheduler in (FCFS, RoundRobin, VTC)
+    scheduler.algorithm: scheduler for scheduler in (FCFS, RoundRobin, RPM, LCF, DRR, VTC)
 }
 
 
@@ -65,6 +69,12 @@ def gate_settings(capacity: Capacity) -> GateSettings:
         kind=_GATES[capacity.gate],
         utilisation_percent=float(capacity.kv_utilisation_percent),
         headroom_percent=float(capacity.headroom_percent),
+        batching=BatchingLimits(
+            inter_token_seconds=capacity.inter_token_milliseconds / 1000
+            if capacity.inter_token_milliseconds is not None
+            else None,
+            prefill_tokens=capacity.prefill_tokens,
+        ),
     )
 
 

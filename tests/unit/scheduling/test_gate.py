@@ -3,7 +3,8 @@
 import pytest
 from scheduling_harness import make_request
 
-from equipoise_scheduling.gate import Gate, GateSettings, Held, future_peak, held_tokens
+from equipoise_scheduling.gate import Gate, GateSettings
+from equipoise_scheduling.kv_plan import Held, future_peak, held_tokens
 from equipoise_scheduling.request import Reason
 
 

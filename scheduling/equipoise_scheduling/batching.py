@@ -1,0 +1,192 @@
+"""Adaptive batching: how long a step of the engine takes, learnt from what streams, and what that lets join the batch.
+
+After Equinox (arXiv 2508.16646; the paper gives no formulas, these are ours). Two limits, both off by default:
+
+- *Inter-token target.* A request joins while the predicted time of a step, with it in the batch, stays under the target:
+
+      step seconds = b0 + b1 * prefill tokens + b2 * sequences + b3 * context tokens
+
+  The prefill of a step is what a step has lately had on average, so the target is for the mean over an answer; a single
+  long prefill shows in the other limit.
+- *Stall-free dispatch.* Prompt tokens dispatched and not yet prefilled are held within a limit, so that a queue of long
+  prompts does not hold up what decodes. A prompt that is larger than the limit goes when no other is being prefilled.
+
+The model is fitted by recursive least squares over intervals of about a second. A request that decoded through a whole
+interval got as many tokens as there were steps (the median over all such requests is taken, so preempted ones do not
+count), all requests together got one token for each sequence and step, and prompts are known when their first token
+comes. So, summed over the steps of the interval,
+
+    seconds = b0 * steps + b1 * prefill tokens + b2 * generated tokens + b3 * context * steps.
+
+A batch that never changes does not tell the four apart, but where the target binds the batch is at its predicted limit,
+and there a wrong split shows as an error and is corrected.
+"""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from statistics import median
+
+from equipoise_scheduling.kv_plan import Held
+
+Vector = tuple[float, float, float, float]
+
+SCALE: Vector = (10.0, 1000.0, 100.0, 100_000.0)
+"""Typical regressors of a second, by which they are divided: the numbers of the fit are then of one size."""
+PRIOR: Vector = (1.0, 0.1, 0.1, 0.1)
+"""Variances before the first observation: what cannot be told apart is put down to the step itself, so that the batch
+grows and shows the truth."""
+FORGET = 0.99
+"""Weight of an observation one interval ago against the newest."""
+LARGEST_VARIANCE = 10.0
+"""Forgetting stops here: a direction in which nothing is seen would gain weight without end."""
+OUTLIER = 3.0
+"""A residual beyond that many times the usual one counts as that many."""
+LEAST_OBSERVATIONS = 5
+
+
+class StepTimeModel:
+    """Recursive least squares of a step's seconds; robust, coefficients never negative. O(1) an observation."""
+
+    def __init__(self) -> None:
+        self._weights = [0.0] * 4
+        self._covariance = [[PRIOR[i] if i == j else 0.0 for j in range(4)] for i in range(4)]
+        self._usual = 0.0
+        """Usual size of a residual, seconds in a second."""
+        self.observations = 0
+
+    def observe(
+        self, seconds: float, *, steps: float, prefill_tokens: int, tokens: int, context_tokens: float
+    ) -> None:
+        """Learn from an interval in which the engine was busy throughout.
+
+        `tokens`: generated over all sequences; `context_tokens`: held on average. Raises ValueError for an interval
+        without steps or length.
+        """
+        if not (seconds > 0 and steps > 0):
+            raise ValueError(f"seconds={seconds} and steps={steps} must be above 0")
+        raw = (steps, prefill_tokens, tokens, context_tokens * steps)
+        x = [value / scale / seconds for value, scale in zip(raw, SCALE, strict=True)]
+        covariance = self._covariance
+        gain = [sum(row[j] * x[j] for j in range(4)) for row in covariance]
+        total = FORGET + sum(gain[i] * x[i] for i in range(4))
+        residual = 1.0 - sum(self._weights[i] * x[i] for i in range(4))
+        size = abs(residual)
+        if self.observations >= LEAST_OBSERVATIONS:
+            residual = math.copysign(min(size, OUTLIER * self._usual + 0.01), residual)
+        self._usual += (min(size, 1.0) - self._usual) / min(self.observations + 1, 20)
+        self._weights = [max(0.0, self._weights[i] + gain[i] / total * residual) for i in range(4)]
+        for i in range(4):
+            for j in range(4):
+                covariance[i][j] -= gain[i] * gain[j] / total
+        if max(covariance[i][i] for i in range(4)) < LARGEST_VARIANCE * FORGET:
+            self._covariance = [[value / FORGET for value in row] for row in covariance]
+        self.observations += 1
+
+    def step_seconds(self, *, prefill_tokens: float, sequences: float, context_tokens: float) -> float | None:
+        """Predict a step's seconds; None before enough was seen. Rises with each argument."""
+        if self.observations < LEAST_OBSERVATIONS:
+            return None
+        raw = (1.0, prefill_tokens, sequences, context_tokens)
+        return sum(w * value / scale for w, value, scale in zip(self._weights, raw, SCALE, strict=True))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchingLimits:
+    """What may join the batch besides slots and KV. None: no limit."""
+
+    inter_token_seconds: float | None = None
+    prefill_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("inter_token_seconds", "prefill_tokens"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise ValueError(f"{name}={value} must be above 0, or None for no limit")
+
+
+class AdaptiveBatching:
+    """Watches the requests in flight and applies the limits. O(1) an event or question, O(in flight) a tick."""
+
+    INTERVAL = 1.0
+    LONGEST_INTERVAL = 10.0
+    LEAST_STEPS = 4
+    PREFILL_SECONDS = 10.0
+    """Time constant of the prefill tokens a step."""
+
+    def __init__(self) -> None:
+        self.model = StepTimeModel()
+        self.prefill_held = 0
+        """Prompt tokens dispatched and not prefilled."""
+        self._began: float | None = None
+        self._context = 0
+        """KV tokens held when the interval began."""
+        self._prefilled = 0
+        self._generated = 0
+        self._prefill_per_step = 0.0
+
+    def admits(self, limits: BatchingLimits, candidate: Held, sequences: int, context: int) -> bool:
+        """Say whether `candidate` may join a batch of `sequences` (not 0) that hold `context` KV tokens."""
+        most = limits.prefill_tokens
+        if most is not None and self.prefill_held and self.prefill_held + candidate.prefill > most:
+            return False
+        if limits.inter_token_seconds is None:
+            return True
+        seconds = self.step_seconds(sequences + candidate.sequences, context + candidate.kv)
+        return seconds is None or seconds <= limits.inter_token_seconds
+
+    def step_seconds(self, sequences: int, context: int) -> float | None:
+        """Predict the step of a batch with the present prefill; None before enough was seen."""
+        return self.model.step_seconds(
+            prefill_tokens=self._prefill_per_step, sequences=sequences, context_tokens=context
+        )
+
+    def started(self, held: Held) -> None:
+        """Count a dispatch."""
+        self.prefill_held += held.prefill
+
+    def progressed(self, held: Held, *, prefill: int, generated: int) -> None:
+        """Count a delivery: `prefill` and `generated` are the request's before it."""
+        if not generated and held.generated:
+            self.prefill_held -= prefill
+            self._prefilled += max(0, held.prompt - held.request.cached_tokens)
+        self._generated += held.generated - generated
+
+    def finished(self, held: Held) -> None:
+        """Count an end."""
+        self.prefill_held -= held.prefill
+
+    def tick(self, now: float, flying: Iterable[Held], context: int) -> None:
+        """Learn from the interval since the last, about once a second. `context`: KV tokens held now."""
+        if self._began is None:
+            self._mark(now, flying, context)
+            return
+        seconds = now - self._began
+        if seconds < self.INTERVAL:
+            return
+        flying = list(flying)
+        made = [
+            (held.generated - held.mark) / held.sequences
+            for held in flying
+            if held.mark is not None and not held.estimated
+        ]
+        steps = median(made) if made else 0.0
+        if made and steps < self.LEAST_STEPS and seconds < self.LONGEST_INTERVAL:
+            return
+        if steps >= self.LEAST_STEPS and seconds <= self.LONGEST_INTERVAL:
+            self.model.observe(
+                seconds,
+                steps=steps,
+                prefill_tokens=self._prefilled,
+                tokens=self._generated,
+                context_tokens=(self._context + context) / 2,
+            )
+            news = 1 - math.exp(-seconds / self.PREFILL_SECONDS)
+            self._prefill_per_step += news * (self._prefilled / steps - self._prefill_per_step)
+        self._mark(now, flying, context)
+
+    def _mark(self, now: float, flying: Iterable[Held], context: int) -> None:
+        self._began, self._context = now, context
+        self._prefilled = self._generated = 0
+        for held in flying:
+            held.mark = held.generated or None
