@@ -152,6 +152,10 @@ class TenantScheduler(Scheduler):
         """Count it where the scheduler keeps a history; one that keeps none has no use for it."""
 
     @override
+    def set_pool(self, kv_tokens: int | None) -> None:
+        self.books.kv_tokens = kv_tokens
+
+    @override
     def snapshot(self) -> Snapshot:
         return {
             "version": SNAPSHOT_VERSION,

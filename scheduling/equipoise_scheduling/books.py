@@ -145,6 +145,8 @@ class Books:
         """How accepted requests ended."""
         self.tokens = 0
         """Prompt and generated tokens delivered since the start."""
+        self.kv_tokens: int | None = None
+        """Size of the engine's KV cache; None until somebody says."""
         self.strangers: set[str] = set()
         """Open tenants that no configuration names."""
         self._configured = dict(tenants)

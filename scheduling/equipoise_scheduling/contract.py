@@ -188,6 +188,10 @@ class Scheduler(ABC):
         """Count service that `tenant` had elsewhere (another replica, a former scheduler), in cost units."""
 
     @abstractmethod
+    def set_pool(self, kv_tokens: int | None) -> None:
+        """Say how many tokens the engine's KV cache holds, once that is known; for parameters that scale with it."""
+
+    @abstractmethod
     def snapshot(self) -> Snapshot:
         """Counters, history and what was learnt, with each request in flight as if it ended here; no requests."""
 

@@ -36,8 +36,10 @@ from equipoise_sidecar.capacity import Capacity
 from equipoise_sidecar.engine.signals import EngineSignals
 from equipoise_sidecar.facts import EngineProfile, Facts, Rejection
 from equipoise_sidecar.history import History, Snapshot
+from equipoise_sidecar.interactions import Interactions
 from equipoise_sidecar.pace import Pace
 from equipoise_sidecar.policy import NOBODY, UNCONFIGURED, ConfigError, Policy
+from equipoise_sidecar.promises import agreed
 from equipoise_sidecar.sizing import Sizing
 from equipoise_sidecar.ticket import Phase, Ticket
 
@@ -77,6 +79,7 @@ class Dispatcher:
         self._busy: asyncio.TimerHandle | None = None
         self._idle: list[asyncio.Future[None]] = []
         self._history = History(self.sizing)
+        self._interactions = Interactions()
         self._scheduler_ticked = -1.0
 
     # -- a request's way in
@@ -115,9 +118,15 @@ class Dispatcher:
         """Queue a request whose body is read. From here it ends in exactly one outcome."""
         now = self.clock()
         policy = self.policy
-        terms = policy.tenants.get(tenant, NOBODY)
+        slo = agreed(policy.tenants.get(tenant, NOBODY).promise(facts.application), facts)
         request = self.sizing.request(
-            tenant, facts, name=str(next(self._names)), slo=terms.slo, profile=self.engine_profile, now=now
+            tenant,
+            facts,
+            name=str(next(self._names)),
+            slo=slo,
+            profile=self.engine_profile,
+            call=self._interactions.call(tenant, facts),
+            now=now,
         )
         rejection = too_many_tokens(request, policy) or self.admission.minute_refusal(tenant, policy, now)
         if rejection is None:
@@ -126,7 +135,8 @@ class Dispatcher:
         if rejection is not None:
             reservation.release()
             return self.refuse(tenant, rejection)
-        ticket = Ticket(self, facts, request, reservation.held_bytes)
+        self._interactions.accepted(tenant, facts, request.call_index)
+        ticket = Ticket(self, facts, request, reservation.held_bytes, slo)
         self._tickets[request.id] = ticket
         reservation.take()
         self.admission.accepted(tenant, policy, now)
@@ -294,8 +304,7 @@ class Dispatcher:
         ticket.outcome = outcome
         del self._tickets[request.id]
         account.outcomes[outcome] = account.outcomes.get(outcome, 0) + 1
-        slo = self.policy.tenants.get(ticket.tenant, NOBODY).slo
-        if slo is not None and (kept := slo_kept(slo, ticket, outcome, now)) is not None:
+        if ticket.slo is not None and (kept := slo_kept(ticket.slo, ticket, outcome, now)) is not None:
             account.judged(kept, now)
         if verdict is not None:
             account.refused(verdict.reason, now)
@@ -387,6 +396,7 @@ class Dispatcher:
         """Take in the engine's metrics; None where they are stale."""
         now = self.clock()
         self.capacity.observe(signals, queued=self.scheduler.queued, tokens=self.delivered_tokens, now=now)
+        self.scheduler.set_pool(self.capacity.kv_tokens)
         self.pace.read_counter(signals.generated_tokens if signals is not None else None, now)
         self._pump(now)
 
@@ -402,6 +412,7 @@ class Dispatcher:
             enforced=policy.enforce,
             context_tokens=self.engine_profile.max_model_len,
         )
+        self.scheduler.set_pool(self.capacity.kv_tokens)
 
     def snapshot(self) -> Snapshot:
         """Return counters and what was learnt, as plain data."""

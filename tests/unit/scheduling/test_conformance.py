@@ -24,6 +24,8 @@ def make(algorithm):
     """Build the scheduler under test; keyword arguments are settings."""
 
     def build(tenants=None, **settings):
+        if algorithm == "RPM":
+            settings.setdefault("requests_per_minute", 1_000_000)
         return SCHEDULERS[algorithm](SCHEDULERS[algorithm].settings_type(**settings), tenants or {})
 
     return build
@@ -37,6 +39,11 @@ def fill(scheduler, pattern, *, now=0.0, **fields):
     for request in requests:
         assert scheduler.enqueue(request, now) is None
     return requests
+
+
+def settle_turns(scheduler, now):
+    """Let a pass in which nobody fits move the turns on, as it may once."""
+    assert scheduler.next(now, lambda _: False) is None
 
 
 def test_serves_each_accepted_request_once_and_a_tenants_in_order(make):
@@ -59,6 +66,7 @@ def test_pass_ends_at_a_head_that_does_not_fit_and_nothing_is_charged(make):
     scheduler = make()
     fill(scheduler, "ab", prompt=50)
     fill(scheduler, "ab", now=1.0, prompt=1)
+    settle_turns(scheduler, 1.0)
     before = scheduler.snapshot()
     asked = []
 
@@ -146,6 +154,7 @@ def test_busy_engine_puts_a_request_back_as_if_it_had_never_left(make):
     fill(scheduler, "abab")
     first = scheduler.next(0.0, lambda _: True)
     finish(scheduler, [first], 7)
+    settle_turns(scheduler, 1.0)
     before = scheduler.snapshot()
     expected = scheduler.next(1.0, lambda _: True)
     scheduler.requeue(expected, 1.0)
@@ -253,7 +262,9 @@ def test_removed_idle_tenant_loses_its_settings_at_once(make):
     assert scheduler.shares(1.0)[0].weight == 1
 
 
-def test_tenants_of_a_snapshot_that_nobody_knows_any_more_are_forgotten(make):
+def test_tenants_of_a_snapshot_that_nobody_knows_any_more_are_forgotten(make, algorithm):
+    if algorithm == "LCF":
+        pytest.skip("remembers service for ever")
     old = make()
     fill(old, "ab")
     finish(old, drain(old), 5)
@@ -268,7 +279,9 @@ def test_tenants_of_a_snapshot_that_nobody_knows_any_more_are_forgotten(make):
     assert set(scheduler.books.predictor.snapshot()["mean"]) == {"c"}
 
 
-def test_idle_strangers_are_forgotten(make):
+def test_idle_strangers_are_forgotten(make, algorithm):
+    if algorithm == "LCF":
+        pytest.skip("remembers service for ever")
     scheduler = make(tenants={"known": TenantSettings()})
     for at in range(50):
         fill(scheduler, [f"stranger-{at}", "known"], now=float(at))
@@ -479,5 +492,5 @@ def test_new_prediction_settings_replace_the_predictor_and_equal_ones_keep_what_
 
 
 def test_only_token_counting_schedulers_publish_a_bound(make, algorithm):
-    assert (make().bound(0.0) is None) == (algorithm in {"FCFS", "RoundRobin"})
+    assert (make().bound(0.0) is None) == (algorithm != "VTC")
     assert make().refused() == []
