@@ -220,6 +220,26 @@ def accumulated_difference(tenants: Mapping[str, Series], ticks: Iterable[float]
     return largest
 
 
+def jain_over_time(
+    tenants: Mapping[str, Series], ticks: Iterable[float], window: float = 60.0
+) -> list[float | None]:
+    """Jain's index of service in the window around each tick, among the tenants whose demand so far was not met.
+
+    A tenant counts at a tick when it had asked for more by the window's start than it had received by its end: it waited
+    all the time. None where fewer than two did.
+    """
+    values: list[float | None] = []
+    for tick in ticks:
+        start, end = tick - window / 2, tick + window / 2
+        rates = [
+            series.received(start, end)
+            for series in tenants.values()
+            if series.demanded(-math.inf, start) > series.total(end) + 1e-9
+        ]
+        values.append(jain(rates) if len(rates) > 1 else None)
+    return values
+
+
 def artifact_ticks(*, overload: bool = False) -> list[float]:
     """Ticks of the VTC artifact's figures, in seconds: every 30 s after 30 s of warm-up; *overload*: every 5 s to 360."""
     if overload:

@@ -298,7 +298,7 @@ class EngineModel:
         count = self._ends[0][0] - self._clock
         growth = self.profile.a3 * len(self._decoding)
         if horizon < count * first_seconds + growth * count * (count - 1) / 2:
-            count = min(count, _steps_to_cover(horizon, first_seconds, growth))
+            count = min(count, steps_to_cover(horizon, first_seconds, growth))
         taken = 1  # the blocks of the first step are taken already
         cycles = min((count - taken) // self._block, self.free_blocks // len(self._decoding))
         taken += cycles * self._block
@@ -312,7 +312,7 @@ class EngineModel:
         return taken
 
 
-def _steps_to_cover(horizon: float, first: float, growth: float) -> int:
+def steps_to_cover(horizon: float, first: float, growth: float) -> int:
     """Return the least k >= 1 with k*first + growth*k*(k-1)/2 >= horizon."""
     if horizon <= first:
         return 1

@@ -1,12 +1,17 @@
 """Named cost profiles of an engine: what one step of continuous batching takes, and how large the KV pool is.
 
 A step takes `a0 + a1*prefill_tokens + a2*decode_seqs + a3*context_tokens` seconds. "papers" is Llama-2-7B on
-an A10G as the VTC paper's artifact (arXiv 2401.00588) describes it; "fast" is the same engine 1.24 times faster.
+an A10G as the VTC paper's artifact (arXiv 2401.00588) describes it, with that artifact's loop in place of vLLM's; "fast"
+is the same engine 1.24 times faster, with vLLM's loop, and "large" that three times as fast with
+a KV pool of 100,000 tokens, for FairServe's interactions (its own engine is not described). Others are read from JSON files, as `equipoise calibrate` writes them.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import json
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Literal
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,10 +33,16 @@ class Profile:
     max_num_seqs: int = 256
     max_num_batched_tokens: int = 2_048
     max_model_len: int = 4_096
+    latency: float = 0.0
+    """Seconds of a request's way to the engine and of its first token back, which no step shows."""
+    loop: Literal["vllm", "artifact"] = "vllm"
+    """How steps are made up in a simulation: vLLM's chunked prefill, or the VTC artifact's (see `artifact_engine`)."""
 
     def __post_init__(self) -> None:
-        if min(self.a0, self.a1, self.a2, self.a3) < 0 or self.a0 == 0:
-            raise ValueError(f"profile {self.name}: a0 must be above 0 and a1, a2, a3 not below 0")
+        if min(self.a0, self.a1, self.a2, self.a3, self.latency) < 0 or self.a0 == 0:
+            raise ValueError(f"profile {self.name}: a0 must be above 0 and a1, a2, a3, latency not below 0")
+        if self.loop not in {"vllm", "artifact"}:
+            raise ValueError(f"profile {self.name}: loop={self.loop!r} must be vllm or artifact")
         if min(self.block_size, self.max_num_seqs, self.max_model_len) < 1:
             raise ValueError(
                 f"profile {self.name}: block_size, max_num_seqs and max_model_len must be at least 1"
@@ -65,12 +76,42 @@ class Profile:
         """Return how long one step takes."""
         return self.a0 + self.a1 * prefill_tokens + self.a2 * decode_seqs + self.a3 * context_tokens
 
+    def document(self) -> dict[str, Any]:
+        """Return plain JSON data; `from_document` reads it back."""
+        return asdict(self)
+
+    @classmethod
+    def from_document(cls, data: object) -> Profile:
+        """Read what `document` gave. ValueError names the field and the mend; other keys are left aside."""
+        if not isinstance(data, dict):
+            raise ValueError("a profile must be a JSON object")  # noqa: TRY004 - bad input, not a bad call
+        values: dict[str, Any] = {}
+        for field in fields(cls):
+            if field.name not in data:
+                if field.name in _NEEDED:
+                    raise ValueError(
+                        f"a profile needs {field.name}; it has {', '.join(map(str, data)) or 'nothing'}"
+                    )
+                continue
+            value, text = data[field.name], field.name in {"name", "loop"}
+            wanted: tuple[type, ...] = (str,) if text else (int, float) if field.name in _COSTS else (int,)
+            if not isinstance(value, wanted) or isinstance(value, bool):
+                kind = "a text" if text else "a number" if field.name in _COSTS else "a whole number"
+                raise ValueError(f"profile: {field.name}={value!r} must be {kind}")  # noqa: TRY004 - bad input
+            values[field.name] = value
+        return cls(**values)
+
+
+_COSTS = ("a0", "a1", "a2", "a3", "latency")
+_NEEDED = ("name", "a0", "a1", "a2", "a3")
+
 
 PROFILES = {
     profile.name: profile
     for profile in (
-        Profile(name="papers", a0=0.0279, a1=0.00026, a2=0.000124, a3=0.0000011),
+        Profile(name="papers", a0=0.0279, a1=0.00026, a2=0.000124, a3=0.0000011, loop="artifact"),
         Profile(name="fast", a0=0.0225, a1=0.00021, a2=0.0001, a3=0.0000009),
+        Profile(name="large", a0=0.0075, a1=0.00007, a2=0.0000333, a3=0.0000003, kv_tokens=100_000),
     )
 }
 
@@ -81,3 +122,18 @@ def profile_named(name: str) -> Profile:
         return PROFILES[name]
     except KeyError:
         raise ValueError(f"profile {name!r} is unknown; there are {', '.join(sorted(PROFILES))}") from None
+
+
+def read_profile(path: Path) -> Profile:
+    """Read a profile from a JSON file. ValueError names file and field; OSError when it cannot be read."""
+    try:
+        return Profile.from_document(json.loads(path.read_text(encoding="utf-8")))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def find_profile(name_or_path: str) -> Profile:
+    """Return a profile by its name, else from the JSON file of that path."""
+    if name_or_path not in PROFILES and (name_or_path.endswith(".json") or Path(name_or_path).is_file()):
+        return read_profile(Path(name_or_path))
+    return profile_named(name_or_path)

@@ -1,6 +1,8 @@
 """Request traces: who asks when, for how many tokens; read from CSV, or made from published summary statistics.
 
-A trace's CSV has the columns arrival_s, client, input_tokens, output_tokens (seconds from the start, a name, tokens).
+A trace's CSV has columns for arrival (seconds, or a time stamp such as `2023-11-16 18:17:03.9799600`), tenant, input and
+output tokens. Their names may be given; else those of the VTC paper's arena trace and of Azure's traces are known. A
+trace without tenants is one tenant.
 """
 
 from __future__ import annotations
@@ -9,18 +11,21 @@ import csv
 import math
 import random
 from bisect import bisect_right
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, ClassVar
 
 from equipoise_simulator.engine_model import EngineModel
 from equipoise_simulator.sequence import Sequence
 
 if TYPE_CHECKING:
+    from collections import abc
     from pathlib import Path
 
     from equipoise_simulator.profiles import Profile
 
-COLUMNS = ("arrival_s", "client", "input_tokens", "output_tokens")
+ALONE = "tenant"
+"""The tenant of a trace that names none."""
 MAX_ROWS = 1_000_000
 OUTPUT_WEIGHT = 2
 """An output token's share of demand, an input token's being 1: the schedulers' default cost."""
@@ -86,6 +91,41 @@ class TraceError(ValueError):
     """A trace that cannot be read; names the file and the line."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Columns:
+    """Names of a CSV's columns; None: the first of `KNOWN` that it has."""
+
+    arrival: str | None = None
+    tenant: str | None = None
+    input: str | None = None
+    output: str | None = None
+
+    KNOWN: ClassVar[dict[str, tuple[str, ...]]] = {
+        "arrival": ("arrival_s", "TIMESTAMP", "timestamp", "arrival"),
+        "tenant": ("client", "tenant"),
+        "input": ("input_tokens", "ContextTokens"),
+        "output": ("output_tokens", "GeneratedTokens"),
+    }
+
+    def found(self, path: Path, header: abc.Sequence[str]) -> tuple[str, str | None, str, str]:
+        """Return the columns of a file with that header; None for no tenants. TraceError names what is missing."""
+        chosen: dict[str, str | None] = {}
+        missing = []
+        for fact, known in self.KNOWN.items():
+            wanted: str | None = getattr(self, fact)
+            name = next((each for each in ((wanted,) if wanted else known) if each in header), None)
+            if name is None and (wanted or fact != "tenant"):
+                missing.append(wanted or known[0])
+            chosen[fact] = name
+        arrival, inputs, outputs = chosen["arrival"], chosen["input"], chosen["output"]
+        if missing or arrival is None or inputs is None or outputs is None:
+            raise TraceError(
+                f"{path}: line 1: the columns {', '.join(missing)} are missing (there are: {', '.join(header)}); "
+                "name them with --arrival-column, --tenant-column, --input-column and --output-column"
+            )
+        return arrival, chosen["tenant"], inputs, outputs
+
+
 @dataclass(frozen=True, slots=True)
 class Row:
     """One request."""
@@ -126,17 +166,21 @@ class Trace:
         return Trace(f"{self.name}, first {seconds:g} s", rows, min(seconds, self.seconds))
 
 
-def read_trace(path: Path) -> Trace:
-    """Read a CSV trace. TraceError names the line and what is wrong there; OSError when the file cannot be read."""
+def read_trace(path: Path, columns: Columns | None = None) -> Trace:
+    """Read a CSV trace; times become seconds from its first row where they are time stamps.
+
+    TraceError names the line and what is wrong there; OSError when the file cannot be read.
+    """
     rows: list[Row] = []
     with path.open(newline="", encoding="utf-8-sig") as file:
         reader = csv.DictReader(file, strict=True)
         try:
-            missing = [column for column in COLUMNS if column not in (reader.fieldnames or ())]
-            if missing:
-                raise TraceError(f"{path}: line 1: the columns {', '.join(missing)} are missing")
+            names = (columns or Columns()).found(path, list(reader.fieldnames or ()))
+            stamped: bool | None = None
             for values in reader:
-                rows.append(_row(path, reader.line_num, values))
+                if stamped is None:
+                    stamped = not _is_number(values[names[0]])
+                rows.append(_row(path, reader.line_num, values, names, stamped=stamped))
                 if len(rows) > MAX_ROWS:
                     raise TraceError(f"{path}: more than {MAX_ROWS} rows")
         except (csv.Error, UnicodeDecodeError) as error:
@@ -144,6 +188,9 @@ def read_trace(path: Path) -> Trace:
     if not rows:
         raise TraceError(f"{path}: no rows")
     rows.sort(key=lambda row: row.arrival)
+    if stamped:
+        start = rows[0].arrival
+        rows = [replace(row, arrival=round(row.arrival - start, 6)) for row in rows]
     return Trace(path.name, tuple(rows), max(rows[-1].arrival, 1e-3))
 
 
@@ -157,8 +204,8 @@ def arena_like(seed: int = 0) -> Trace:
         Row(
             arrival=round(source.uniform(first, last), 6),
             client=f"client-{number:02d}",
-            input_tokens=_length(_ARENA_INPUT, source.random()),
-            output_tokens=_length(_ARENA_OUTPUT, source.random()),
+            input_tokens=length_at(_ARENA_INPUT, source.random()),
+            output_tokens=length_at(_ARENA_OUTPUT, source.random()),
         )
         for number, (requests, first, last) in enumerate(_ARENA_CLIENTS)
         for _ in range(requests)
@@ -198,23 +245,56 @@ def demand_ratio(trace: Trace, profile: Profile, engines: int) -> float:
     return sum(row.cost for row in trace.rows) / trace.seconds / capacity(trace, profile, engines)
 
 
-def _row(path: Path, line: int, values: dict[str, str | None]) -> Row:
-    try:
-        arrival = float(values["arrival_s"] or "")
-    except ValueError:
-        arrival = math.nan
-    if not 0 <= arrival < math.inf:
-        shown = values["arrival_s"]
-        raise TraceError(f"{path}: line {line}: arrival_s must be seconds from the start, not {shown!r}")
-    client = (values["client"] or "").strip()
+def _row(
+    path: Path,
+    line: int,
+    values: dict[str, str | None],
+    names: tuple[str, str | None, str, str],
+    *,
+    stamped: bool,
+) -> Row:
+    arrival_name, tenant_name, input_name, output_name = names
+    arrival = _seconds(path, line, values, arrival_name, stamped=stamped)
+    client = ALONE if tenant_name is None else (values[tenant_name] or "").strip()
     if not client:
-        raise TraceError(f"{path}: line {line}: client is empty")
+        raise TraceError(f"{path}: line {line}: {tenant_name} is empty")
     return Row(
         arrival,
         client,
-        _tokens(path, line, values, "input_tokens"),
-        _tokens(path, line, values, "output_tokens"),
+        _tokens(path, line, values, input_name),
+        _tokens(path, line, values, output_name),
     )
+
+
+def _is_number(text: str | None) -> bool:
+    try:
+        float(text or "")
+    except ValueError:
+        return not text or text[:4].isalpha()  # neither: complain about seconds, the usual form
+    return True
+
+
+def _seconds(path: Path, line: int, values: dict[str, str | None], column: str, *, stamped: bool) -> float:
+    """Read an arrival: seconds from the start, or a time stamp as seconds since 1970."""
+    text = values[column] or ""
+    try:
+        arrival = _stamp(text) if stamped else float(text)
+    except ValueError:
+        arrival = math.nan
+    if not 0 <= arrival < math.inf:
+        form = "a time stamp like 2023-11-16 18:17:03.98" if stamped else "seconds from the start"
+        raise TraceError(f"{path}: line {line}: {column} must be {form}, not {values[column]!r}")
+    return arrival
+
+
+def _stamp(text: str) -> float:
+    """Return seconds since 1970, UTC where the stamp says nothing, with any number of decimals."""
+    whole, dot, rest = text.partition(".")
+    decimals = rest[: len(rest) - len(rest.lstrip("0123456789"))] if dot else ""
+    at = datetime.fromisoformat(whole + rest[len(decimals) :])
+    if at.tzinfo is None:
+        at = at.replace(tzinfo=UTC)
+    return at.timestamp() + (float(f"0.{decimals}") if decimals else 0.0)
 
 
 def _tokens(path: Path, line: int, values: dict[str, str | None], column: str) -> int:
@@ -228,7 +308,8 @@ def _tokens(path: Path, line: int, values: dict[str, str | None], column: str) -
     return tokens
 
 
-def _length(quantiles: tuple[tuple[float, int], ...], share: float) -> int:
+def length_at(quantiles: abc.Sequence[tuple[float, int]], share: float) -> int:
+    """Return the length at `share` (0 to 1) of a distribution given by quantiles, log-uniform between them."""
     place = min(bisect_right(quantiles, (share, math.inf)), len(quantiles) - 1)
     (below, low), (above, high) = quantiles[place - 1], quantiles[place]
     within = (share - below) / (above - below)

@@ -28,7 +28,7 @@ def test_a_trace_is_read_and_put_in_order_of_arrival(tmp_path):
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
-        ("", "line 1: the columns arrival_s, client, input_tokens, output_tokens are missing"),
+        ("", "line 1: the columns arrival_s, input_tokens, output_tokens are missing"),
         ("arrival_s,client,output_tokens\n0,a,1\n", "line 1: the columns input_tokens are missing"),
         (HEADER, "no rows"),
         (HEADER + "0,a,1,1\nsoon,a,1,1\n", "line 3: arrival_s must be seconds from the start, not 'soon'"),

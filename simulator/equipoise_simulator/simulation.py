@@ -1,0 +1,417 @@
+"""A run of the sidecar's own scheduler, gate and predictor over a model of the engine: pure, seeded, deterministic.
+
+    from equipoise_simulator.simulation import simulate
+    from equipoise_simulator.suites import suite
+
+    result = simulate(suite("overload"), "VTC:oracle", gate="peak", profile="papers", seed=0)
+    result.document()["service_difference"]
+
+`simulate` takes a `Workload`, a `Contender` (or its name, see `contender.py`), a gate (its kind or `GateSettings`) and a
+profile (its name or a `Profile`), and gives a `Result` (see `result.py`): every call's `Record`, the tenants' service over
+time, and the measures as plain data.
+
+What happens when, as in the sidecar: a decision is made whenever something arrives, ends or is preempted, and once a
+second. Scheduler and gate are told of tokens just before a decision in which somebody has to wait, and once a second,
+not token by token: nobody asks them in between. Events within one step of the engine are taken at its end.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections import deque
+from typing import TYPE_CHECKING, Literal, Protocol
+
+from equipoise_scheduling.cost import LinearCost
+from equipoise_scheduling.gate import Gate, GateSettings
+from equipoise_scheduling.measures import ServiceSeries
+from equipoise_scheduling.request import Outcome, Reason, Request, Usage
+from equipoise_simulator.artifact_engine import ArtifactEngine, ArtifactGate
+from equipoise_simulator.contender import Contender
+from equipoise_simulator.engine_model import EngineModel
+from equipoise_simulator.profiles import Profile, profile_named
+from equipoise_simulator.record import Record
+from equipoise_simulator.result import BoundSeen, Result
+from equipoise_simulator.sequence import Sequence
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from equipoise_scheduling.base import TenantScheduler
+    from equipoise_scheduling.cost import Cost
+    from equipoise_scheduling.request import Refusal
+    from equipoise_simulator.sequence import Step
+    from equipoise_simulator.workload import Call, Workload
+
+TICK_SECONDS = 1.0
+STUCK_SECONDS = 3_600.0
+"""A queue out of which nothing goes for so long while the engine is empty is a scheduler's fault."""
+
+GateName = Literal["reserve", "prompt", "peak"]
+
+
+class Engine(Protocol):
+    """What a run needs of an engine model."""
+
+    preemptions: int
+    recomputed_tokens: int
+
+    def generated(self, sequence: Sequence) -> int:
+        """Tokens generated so far."""
+
+    def decoding(self) -> Iterable[Sequence]:
+        """Sequences that decode."""
+
+    def add(self, sequence: Sequence) -> bool:
+        """Take a sequence."""
+
+    def abort(self, sequence: Sequence) -> None:
+        """Remove a sequence."""
+
+    def begin(self, now: float, *, until: float | None = None) -> Step | None:
+        """Start steps."""
+
+    def finish(self) -> Step:
+        """End them."""
+
+
+class Admission(Protocol):
+    """What a run needs of a gate."""
+
+    @property
+    def percent(self) -> float:
+        """L."""
+
+    def refuse(self, request: Request) -> Refusal | None:
+        """Refuse what can never fit."""
+
+    def fits(self, request: Request, now: float) -> bool:
+        """Say whether a request may join."""
+
+    def start(self, request: Request) -> None:
+        """Count a dispatch."""
+
+    def progress(self, request: Request, prompt: int, generated: int) -> None:
+        """Count delivery."""
+
+    def finish(self, request: Request) -> None:
+        """Count an end."""
+
+    def preempted(self, now: float) -> None:
+        """Plan with less."""
+
+    def tick(self, now: float) -> None:
+        """Let time pass."""
+
+
+def simulate(
+    workload: Workload,
+    contender: Contender | str,
+    *,
+    gate: GateSettings | GateName | None = None,
+    profile: Profile | str | None = None,
+    seed: int = 0,
+    progress: Callable[[float], None] | None = None,
+) -> Result:
+    """Run a workload to its end and measure it.
+
+    Args:
+        workload: Who asks for what, when.
+        contender: The scheduler with its settings and predictor, or its name, such as "VTC:oracle".
+        gate: What may be in flight; None: what the contender says, else `peak`. The "papers" profile has a gate of its own.
+        profile: The engine; None: the one that the workload is meant for.
+        seed: Of the noisy predictor; workloads have theirs.
+        progress: Called with the share of the calls that have ended, at most once a simulated second.
+
+    Raises ValueError for an unknown name or a setting that cannot be. Takes time in proportion to the calls, times the
+    requests in flight.
+    """
+    if isinstance(contender, str):
+        contender = Contender.parse(contender)
+    if profile is None:
+        profile = workload.profile
+    if isinstance(profile, str):
+        profile = profile_named(profile)
+    if gate is None:
+        gate = contender.gate or GateSettings()
+    elif isinstance(gate, str):
+        gate = GateSettings(kind=gate)
+    return _Run(workload, contender, gate, profile, seed=seed, progress=progress).run()
+
+
+def _gate(settings: GateSettings, profile: Profile) -> Gate:
+    gate = Gate(settings)
+    gate.set_pool(profile.kv_blocks * profile.block_size, profile.block_size)
+    gate.max_in_flight = profile.max_num_seqs
+    return gate
+
+
+class _Run:
+    """The state of one simulation."""
+
+    def __init__(
+        self,
+        workload: Workload,
+        contender: Contender,
+        gate: GateSettings,
+        profile: Profile,
+        *,
+        seed: int,
+        progress: Callable[[float], None] | None,
+    ) -> None:
+        self.workload, self.contender, self.profile = workload, contender, profile
+        self.scheduler: TenantScheduler = contender.scheduler(workload, profile, seed)
+        self.cost: Cost = LinearCost()
+        self.engine: Engine
+        self.gate: Admission
+        self.artifact: ArtifactGate | None = None
+        if profile.loop == "artifact":
+            self.engine = ArtifactEngine(profile)
+            lengths = {call.id: call.output_tokens for call in workload.calls}
+            self.gate = self.artifact = ArtifactGate(profile, lengths, workload.adapter_rank)
+        else:
+            self.engine = EngineModel(profile)
+            self.gate = _gate(gate, profile)
+        self.gate_name = "artifact" if self.artifact else gate.kind
+        self.records: list[Record] = []
+        self.living: dict[str, Record] = {}
+        self.series: dict[str, ServiceSeries] = {name: ServiceSeries() for name in workload.tenants}
+        self.weights = {name: contender.weight(name, workload) for name in workload.tenants}
+        self.bound = BoundSeen()
+        self.busy = self.work = 0.0
+        self.now = 0.0
+        self._progress = progress
+        self._synced = -1.0
+        self._tick = 0.0
+        self._arrivals: list[tuple[float, int, Call]] = []
+        self._followers: dict[str, list[Call]] = {}
+        self._timeouts: deque[tuple[float, Record]] = deque()
+        for number, call in enumerate(workload.calls):
+            if call.after is None:
+                self._arrivals.append((call.arrival, number, call))
+            else:
+                self._followers.setdefault(call.after, []).append(call)
+        self._numbers = len(workload.calls)
+        heapq.heapify(self._arrivals)
+
+    def run(self) -> Result:
+        """Step from event to event until nothing is left."""
+        engine, scheduler = self.engine, self.scheduler
+        artifact = self.engine if isinstance(self.engine, ArtifactEngine) else None
+        dispatched = 0.0
+        while True:
+            now = self.now
+            self._leave()
+            self._arrive()
+            if now >= self._tick:
+                self._pass_time()
+            if scheduler.queued and (artifact is None or artifact.open):
+                self._dispatch()
+            until = self._next_event()
+            step = engine.begin(now, until=now if artifact and artifact.open and scheduler.queued else until)
+            if step is not None:
+                dispatched = self.now = step.ends
+                self._deliver(engine.finish())
+            elif scheduler.queued:
+                if now - dispatched > STUCK_SECONDS:
+                    raise RuntimeError(
+                        f"{self.contender.label} lets none of {scheduler.queued} requests go while the engine is empty"
+                    )
+                self.now = until
+            elif self._arrivals:
+                self.now = max(now, self._arrivals[0][0])
+                dispatched = self.now
+            else:
+                break
+        self._pass_time()
+        return Result(
+            workload=self.workload,
+            label=self.contender.label,
+            gate=self.gate_name,
+            profile=self.profile,
+            records=self.records,
+            series=self.series,
+            weights=self.weights,
+            cost=self.cost,
+            bound=self.bound,
+            simulated_seconds=self.now,
+            busy_seconds=self.busy,
+            work_seconds=self.work,
+            preemptions=self.engine.preemptions,
+            recomputed_tokens=self.engine.recomputed_tokens,
+        )
+
+    def _next_event(self) -> float:
+        until = self._tick
+        if self._arrivals and self._arrivals[0][0] < until:
+            until = self._arrivals[0][0]
+        timeouts = self._timeouts
+        while timeouts and timeouts[0][1].outcome is not None:
+            timeouts.popleft()
+        if timeouts and timeouts[0][0] < until:
+            until = timeouts[0][0]
+        return until
+
+    # -- arrivals and departures of clients
+
+    def _arrive(self) -> None:
+        now, arrivals = self.now, self._arrivals
+        if arrivals and arrivals[0][0] <= now and self.scheduler.queued:
+            self._sync()
+        while arrivals and arrivals[0][0] <= now:
+            arrival, _, call = heapq.heappop(arrivals)
+            self._submit(call, arrival)
+
+    def _submit(self, call: Call, arrival: float) -> None:
+        room = self.profile.max_model_len - call.prompt_tokens
+        request = Request(
+            id=call.id,
+            tenant=call.tenant,
+            arrival=arrival,
+            prompt_tokens=call.prompt_tokens,
+            max_tokens=max(1, min(call.max_tokens, room)),
+            application=call.application,
+            user=call.user,
+            interaction=call.interaction,
+            call_index=call.call_index,
+            call_count=call.call_count,
+            system_tokens=call.system_tokens,
+            ttft_budget=call.ttft_budget,
+            e2e_budget=call.e2e_budget,
+        )
+        record = Record(call, request)
+        self.records.append(record)
+        expected = self.cost(call.prompt_tokens, 0, call.output_tokens)
+        self.series[call.tenant].demand(self.now, expected / self.weights[call.tenant])
+        if call.output_tokens > room:
+            self._end(record, Outcome.REFUSED, Reason.NEVER_FITS)
+            return
+        refusal = self.gate.refuse(request) or self.scheduler.enqueue(request, self.now)
+        if refusal is not None:
+            self._end(record, Outcome.REFUSED, refusal.reason)
+            return
+        self.living[call.id] = record
+        timeout = self.workload.client_timeout
+        if timeout is not None:
+            self._timeouts.append((arrival + timeout, record))
+
+    def _leave(self) -> None:
+        """Let clients go that have waited too long for their answer."""
+        timeouts = self._timeouts
+        while timeouts and timeouts[0][0] <= self.now:
+            record = timeouts.popleft()[1]
+            if record.outcome is not None:
+                continue
+            sequence = record.sequence
+            if sequence is None:
+                self.scheduler.cancel(record.request, self.now, Outcome.CANCELLED)
+            else:
+                self._count(record, self.engine.generated(sequence))
+                self.engine.abort(sequence)
+                usage = Usage(record.call.prompt_tokens, record.generated, exact=False)
+                self.scheduler.settle(record.request, usage, Outcome.CANCELLED, self.now)
+                self.gate.finish(record.request)
+            self._end(record, Outcome.CANCELLED)
+
+    def _end(self, record: Record, outcome: Outcome, reason: str | None = None) -> None:
+        """End a call, however; the one place where that happens."""
+        call = record.call
+        record.outcome, record.reason, record.ended = outcome, reason, self.now
+        self.living.pop(call.id, None)
+        followers = self._followers.pop(call.id, ())
+        if outcome is Outcome.FINISHED:
+            for follower in followers:
+                heapq.heappush(self._arrivals, (self.now + follower.arrival, self._numbers, follower))
+                self._numbers += 1
+
+    # -- decisions
+
+    def _dispatch(self) -> None:
+        self._sync()
+        now, scheduler, gate, engine = self.now, self.scheduler, self.gate, self.engine
+        if self.artifact is not None:
+            self.artifact.pass_begins()
+
+        def fits(request: Request) -> bool:
+            return gate.fits(request, now)
+
+        while (request := scheduler.next(now, fits)) is not None:
+            record = self.living[request.id]
+            gate.start(request)
+            record.dispatched, record.predicted, record.work = now, request.predicted_tokens, self.work
+            record.sequence = Sequence(
+                record.call.prompt_tokens,
+                record.call.output_tokens,
+                priority=request.priority,
+                arrival=now,
+                owner=record,
+            )
+            engine.add(record.sequence)
+        self._collect_refused()
+
+    def _collect_refused(self) -> None:
+        for request, refusal in self.scheduler.refused():
+            self._end(self.living[request.id], Outcome.REFUSED, refusal.reason)
+
+    def _pass_time(self) -> None:
+        """Tick, as the sidecar does once a second."""
+        self._sync()
+        self.scheduler.tick(self.now)
+        self.gate.tick(self.now)
+        self._collect_refused()
+        self.bound.note(self.scheduler.bound(self.now))
+        self._tick = (math.floor(self.now / TICK_SECONDS) + 1) * TICK_SECONDS
+        if self._progress is not None:
+            ended = len(self.records) - len(self.living)
+            self._progress(ended / len(self.workload.calls))
+
+    # -- delivery
+
+    def _sync(self) -> None:
+        """Tell scheduler, gate and measures what every sequence has generated so far."""
+        if self._synced == self.now:
+            return
+        self._synced = self.now
+        generated = self.engine.generated
+        for sequence in self.engine.decoding():
+            self._count(sequence.owner, generated(sequence))
+
+    def _count(self, record: Record, generated: int) -> None:
+        news = generated - record.generated
+        if news <= 0:
+            return
+        record.generated = generated
+        call, now = record.call, self.now
+        prompt, before = call.prompt_tokens, generated - news
+        cost = self.cost(prompt, 0, generated) - (self.cost(prompt, 0, before) if before else 0.0)
+        self.series[call.tenant].deliver(now, cost / self.weights[call.tenant])
+        self.scheduler.progress(record.request, prompt, generated, now)
+        self.gate.progress(record.request, prompt, generated)
+
+    def _deliver(self, step: Step) -> None:
+        now = self.now
+        seconds = step.ends - step.begins
+        self.busy += max(0.0, min(step.ends, self.workload.seconds) - step.begins)
+        self.work += seconds - self.profile.a0 * max(1, step.count)
+        for sequence in step.preempted:
+            self._count(sequence.owner, self.engine.generated(sequence))
+        if step.preempted:
+            self.gate.preempted(now)
+        for sequence in step.first:
+            record = sequence.owner
+            if record.first_token is None:
+                record.first_token = now
+            self._count(record, self.engine.generated(sequence))
+        for sequence in step.finished:
+            record = sequence.owner
+            call = record.call
+            self._count(record, call.output_tokens)
+            life = now - record.dispatched
+            usage = Usage(
+                call.prompt_tokens,
+                call.output_tokens,
+                gpu_utilisation=min(1.0, max(0.0, (self.work - record.work) / life)) if life > 0 else None,
+            )
+            self.scheduler.settle(record.request, usage, Outcome.FINISHED, now)
+            self.gate.finish(record.request)
+            self._end(record, Outcome.FINISHED)
