@@ -64,6 +64,7 @@ def crds(
 
 
 app.command()(simulator_cli.engine)
+app.command()(simulator_cli.calibrate)
 app.command()(demo_cli.demo)
 
 operator = typer.Typer(no_args_is_help=True, help="The operator.")

@@ -87,3 +87,53 @@ def engine(
         uvloop.run(serve())
     except (ValueError, OSError) as error:
         raise SystemExit(f"equipoise engine: {error}") from None
+
+
+def calibrate(
+    url: str = "http://127.0.0.1:8000",
+    *,
+    uds: Path | None = None,
+    output: Path = Path("profile.json"),
+    name: str | None = None,
+    api_key: str | None = None,
+    kv_tokens: int | None = None,
+    max_num_seqs: int | None = None,
+    max_num_batched_tokens: int = 2048,
+    rounds: int = 2,
+) -> None:
+    """Measure an idle engine for a minute or two, and write the profile with which `equipoise simulate` predicts it.
+
+    Sizes that are left out are read from the engine or measured; --max-num-batched-tokens is vLLM's option of that name.
+    """
+    import asyncio
+    import json
+
+    import aiohttp
+
+    from equipoise_simulator.calibration.calibrate import calibrate as measure
+    from equipoise_simulator.calibration.probe import ProbeError
+
+    try:
+        made = asyncio.run(
+            measure(
+                url,
+                name=name or output.stem,
+                uds=str(uds) if uds else None,
+                api_key=api_key,
+                kv_tokens=kv_tokens,
+                max_num_seqs=max_num_seqs,
+                max_num_batched_tokens=max_num_batched_tokens,
+                rounds=rounds,
+            )
+        )
+        output.write_text(json.dumps(made.profile.document(), indent=1) + "\n", encoding="utf-8")
+    except (ProbeError, ValueError, OSError, aiohttp.ClientError) as error:
+        raise SystemExit(f"equipoise calibrate: {str(error) or type(error).__name__}") from None
+    fit = made.fit
+    print(
+        f"a step takes {fit.a0 * 1e3:.3f} ms + {fit.a1 * 1e6:.1f} us a prompt token + {fit.a2 * 1e6:.1f} us a sequence"
+        f" + {fit.a3 * 1e6:.3f} us a token of context; latency {fit.latency * 1e3:.1f} ms"
+    )
+    for kind, off in fit.errors.items():
+        print(f"median error, {kind}: {off:.1%}")
+    print(f"wrote {output}: equipoise simulate --profile {output} ...")

@@ -1,0 +1,1 @@
+"""From a running engine to a profile of it: probe, observe steps, fit."""
