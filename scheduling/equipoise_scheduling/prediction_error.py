@@ -5,13 +5,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class PredictionError:
-    """Of the outputs of one sequence, in tokens."""
+    """In the unit of what is predicted: tokens of one sequence for outputs, seconds for latencies."""
 
     requests: int
     """Predictions judged since the start."""
     mean_absolute: float
     bias: float
-    """Mean of predicted - generated: above 0 it expects too much."""
+    """Mean of predicted - seen: above 0 it expects too much."""
 
 
 class ErrorTracker:
@@ -24,12 +24,12 @@ class ErrorTracker:
         self._requests = 0
         self._absolute = self._bias = 0.0
 
-    def add(self, predicted: float, generated: float) -> None:
+    def add(self, predicted: float, seen: float) -> None:
         """Judge one prediction."""
         self._requests += 1
         share = 1 / min(self._requests, self._window)
-        self._absolute += share * (abs(predicted - generated) - self._absolute)
-        self._bias += share * (predicted - generated - self._bias)
+        self._absolute += share * (abs(predicted - seen) - self._absolute)
+        self._bias += share * (predicted - seen - self._bias)
 
     def error(self) -> PredictionError:
         """Return what was seen so far; zeros of nothing."""
