@@ -188,7 +188,7 @@ class _Run:
         self._timeouts: deque[tuple[float, Record]] = deque()
         for number, call in enumerate(workload.calls):
             if call.after is None:
-                self._arrivals.append((call.arrival, number, call))
+                self._arrivals.append((call.arrival + profile.latency, number, call))
             else:
                 self._followers.setdefault(call.after, []).append(call)
         self._numbers = len(workload.calls)
@@ -259,8 +259,8 @@ class _Run:
         if arrivals and arrivals[0][0] <= now and self.scheduler.queued:
             self._sync()
         while arrivals and arrivals[0][0] <= now:
-            arrival, _, call = heapq.heappop(arrivals)
-            self._submit(call, arrival)
+            reached, _, call = heapq.heappop(arrivals)
+            self._submit(call, reached - self.profile.latency)
 
     def _submit(self, call: Call, arrival: float) -> None:
         room = self.profile.max_model_len - call.prompt_tokens
@@ -321,7 +321,8 @@ class _Run:
         followers = self._followers.pop(call.id, ())
         if outcome is Outcome.FINISHED:
             for follower in followers:
-                heapq.heappush(self._arrivals, (self.now + follower.arrival, self._numbers, follower))
+                reaches = self.now + follower.arrival + self.profile.latency
+                heapq.heappush(self._arrivals, (reaches, self._numbers, follower))
                 self._numbers += 1
 
     # -- decisions

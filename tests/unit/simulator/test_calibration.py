@@ -1,10 +1,14 @@
 """A profile is found again from what an engine of that profile does."""
 
+import dataclasses
 import random
 
 import pytest
 
 from equipoise_simulator.calibration.fit import Observation, fit
+from equipoise_simulator.profiles import PROFILES
+from equipoise_simulator.simulation import simulate
+from equipoise_simulator.workload import Call, Workload
 
 TRUE = (0.02, 0.0002, 0.0004, 0.000002, 0.004)
 
@@ -59,3 +63,13 @@ def test_too_little_is_said_to_be_too_little():
         fit([seen for seen in observed() if seen.kind == "decode"])
     with pytest.raises(ValueError, match="nothing"):
         fit([])
+
+
+def test_a_profiles_latency_is_part_of_the_time_to_first_token():
+    calls = (Call(id="a", tenant="blue", arrival=1.0, prompt_tokens=100, output_tokens=5),)
+    calls += (Call(id="b", tenant="blue", arrival=0.5, prompt_tokens=100, output_tokens=5, after="a"),)
+    far = dataclasses.replace(PROFILES["fast"], latency=0.25)
+    for profile in (PROFILES["fast"], far):
+        result = simulate(Workload(name="two", calls=calls, seconds=5), "FCFS", profile=profile)
+        step = profile.step_seconds(100, 0, 0)
+        assert [record.ttft for record in result.records] == pytest.approx([step + profile.latency] * 2)
