@@ -27,7 +27,7 @@ from equipoise_scheduling.prediction_error import ErrorTracker, PredictionError
 SECONDS: Final = (0.02, 2.1e-4, 2.25e-2, 1e-4, 9e-7)
 """The prior's coefficients: a request, a prompt token, a step, a sequence in it, a token of context in it."""
 REACH: Final = 10.0
-CERTAINTY: Final = 100.0
+VARIANCE: Final = 1000.0
 """Variance of the prior's coefficients, each relative to its value, to that of a sample."""
 PACE_WINDOW: Final = 200
 """Requests over which the engine's mean pace fades."""
@@ -65,7 +65,7 @@ class MetricMapper:
     """Predicts `Metrics` and learns from requests that ended."""
 
     def __init__(self) -> None:
-        self._latency = LeastSquares([1.0] * len(SECONDS), [CERTAINTY] * len(SECONDS))
+        self._latency = LeastSquares([1.0] * len(SECONDS), [VARIANCE] * len(SECONDS))
         self._utilisation = _utilisation_fit()
         self._samples = 0
         self._pace = 1.0
@@ -147,7 +147,7 @@ class MetricMapper:
 
 
 def _utilisation_fit() -> LeastSquares:
-    return LeastSquares([1.0, 0.0, 0.0], [CERTAINTY] * 3)
+    return LeastSquares([1.0, 0.0, 0.0], [VARIANCE] * 3)
 
 
 def _steps(prompt: int, output: int, load: Load) -> tuple[tuple[float, ...], float]:
