@@ -28,6 +28,12 @@ class Refused(StrEnum):
     REQUEST_TOO_LARGE = "request-too-large"
     WAIT_LIMIT = "wait-limit"
     ENGINE_UNREACHABLE = "engine-unreachable"
+    ENGINE_FAILED = "engine-failed"
+    UNKNOWN_PATH = "unknown-path"
+    BODY_TIMEOUT = "body-timeout"
+    BAD_BODY = "bad-body"
+    BAD_DECLARATION = "bad-declaration"
+    """A header or a key of `metadata` that says what cannot be."""
 
 
 UNAUTHENTICATED = Rejection(

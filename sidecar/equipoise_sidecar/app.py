@@ -10,13 +10,16 @@ Whatever happens after `submit`, the `finally` of `_schedule` ends the ticket, o
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from dataclasses import dataclass
 
+from equipoise_api.names import DEFAULT_TENANT
 from equipoise_scheduling.request import Outcome, Usage
-from equipoise_sidecar.admission import Reservation
+from equipoise_sidecar.admission import Refused, Reservation
 from equipoise_sidecar.body import Body, BodyError, read_bool
 from equipoise_sidecar.client import BodyRefusedError, Client, ClientLeftError, Receive, Scope, Send
+from equipoise_sidecar.declared import DeclarationError, Declared, declare, read_headers
 from equipoise_sidecar.dispatcher import Dispatcher
 from equipoise_sidecar.engine.errors import EngineError, EngineUnreachableError
 from equipoise_sidecar.engine.http1 import EngineConnection
@@ -69,20 +72,17 @@ class DataPath:
         endpoint = find(scope["path"])
         if endpoint is None:
             message = f"{scope['path']} is not an endpoint of this service."
-            await client.refuse(EndpointKind.CHAT, Rejection(404, "unknown-path", message))
+            rejection = Rejection(404, Refused.UNKNOWN_PATH, message)
+            await client.refuse(EndpointKind.CHAT, self._dispatcher.refuse(DEFAULT_TENANT, rejection))
             return
-        try:
+        with contextlib.suppress(ClientLeftError):
             await self._route(client, endpoint)
-        except ClientLeftError:
-            return
-        except BodyRefusedError as error:
-            await client.refuse(endpoint.shape, error.rejection)
 
     async def _route(self, client: Client, endpoint: Endpoint) -> None:
         method = client.scope["method"]
         # a browser's preflight carries no credentials, and the engine answers it without work
         if endpoint.public or method == "OPTIONS":
-            await self._pass(client, endpoint)
+            await self._pass(client, endpoint, DEFAULT_TENANT)
             return
         tenant = self._dispatcher.identify(client.headers, client.peer)
         if isinstance(tenant, Rejection):
@@ -90,17 +90,21 @@ class DataPath:
         elif endpoint.kind is not None and method == "POST":
             await self._schedule(client, endpoint, endpoint.kind, tenant)
         else:
-            await self._pass(client, endpoint)
+            await self._pass(client, endpoint, tenant)
 
     # -- not scheduled ----------------------------------------------------------------------------------------------
 
-    async def _pass(self, client: Client, endpoint: Endpoint) -> None:
-        """Send a request on at once, and its answer back as it is."""
+    async def _pass(self, client: Client, endpoint: Endpoint, tenant: str) -> None:
+        """Send a request on at once, and its answer back as it is. What is refused counts as `tenant`'s."""
         policy = self._dispatcher.policy
         body: bytes | None = None
         if client.content_length or client.header(b"transfer-encoding") is not None:
             limit = policy.max_body_bytes if policy.enforce else None
-            body = await client.body(limit=limit, timeout=policy.body_timeout_seconds)
+            try:
+                body = await client.body(limit=limit, timeout=policy.body_timeout_seconds)
+            except BodyRefusedError as error:
+                await client.refuse(endpoint.shape, self._dispatcher.refuse(tenant, error.rejection))
+                return
         head = self._head(client, endpoint, body)
         async with client.watched():
             try:
@@ -108,7 +112,7 @@ class DataPath:
                     head, body or b"", no_body=client.scope["method"] == "HEAD"
                 )
             except EngineError as error:
-                await client.refuse(endpoint.shape, _failed(error))
+                await client.refuse(endpoint.shape, self._dispatcher.refuse(tenant, _failed(error)))
                 return
             try:
                 await client.start(answer.status, response_headers(answer.headers))
@@ -150,15 +154,25 @@ class DataPath:
     ) -> Job:
         """Read the body and what it says. Raises BodyRefusedError, ClientLeftError."""
         policy = self._dispatcher.policy
+        try:
+            declared = read_headers(client.headers, llm_d=policy.identity.speaks_llm_d(client.peer))
+        except DeclarationError as error:
+            if policy.enforce:
+                raise BodyRefusedError(Rejection(400, Refused.BAD_DECLARATION, str(error))) from None
+            declared = {}
         raw = await client.body(
             limit=policy.max_body_bytes if policy.enforce else None,
             timeout=policy.body_timeout_seconds,
             grown=reservation.grow,
         )
         try:
-            job = _read_job(endpoint, kind, raw, strict=policy.enforce)
+            job = _read_job(
+                endpoint, kind, raw, declared, strict=policy.enforce, features=policy.looks_at_requests
+            )
+        except DeclarationError as error:
+            raise BodyRefusedError(Rejection(400, Refused.BAD_DECLARATION, str(error))) from None
         except BodyError as error:
-            raise BodyRefusedError(Rejection(400, "bad-body", str(error))) from None
+            raise BodyRefusedError(Rejection(400, Refused.BAD_BODY, str(error))) from None
         request_id = client.header(b"x-request-id")
         job.facts.request_id = request_id.decode("latin-1") if request_id else ""
         return job
@@ -257,18 +271,24 @@ class DataPath:
         ]
 
 
-def _read_job(endpoint: Endpoint, kind: EndpointKind, raw: bytes, *, strict: bool) -> Job:
-    """Read what a body says. Raises BodyError if `strict`; else what cannot be read goes on unread."""
-    if kind is EndpointKind.AUDIO:
-        return Job(endpoint, Facts(path=endpoint.path, kind=kind, body_bytes=len(raw), images=1), raw, None)
+def _read_job(
+    endpoint: Endpoint, kind: EndpointKind, raw: bytes, declared: Declared, *, strict: bool, features: bool
+) -> Job:
+    """Read what a body says. Raises BodyError and DeclarationError if `strict`; else what cannot be read goes on unread."""
+    body: Body | None = None
     try:
-        body = Body.parse(raw)
-        facts = read_facts(endpoint.path, kind, body)
-    except BodyError:
+        if kind is EndpointKind.AUDIO:
+            facts = Facts(path=endpoint.path, kind=kind, body_bytes=len(raw), images=1)
+            declare(facts, declared, None)
+        else:
+            body = Body.parse(raw)
+            facts = read_facts(endpoint.path, kind, body, declared, features=features)
+    except (BodyError, DeclarationError):
         if strict:
             raise
         return Job(endpoint, Facts(path=endpoint.path, kind=kind, body_bytes=len(raw)), raw, None)
-    if strict and kind is EndpointKind.RESPONSES and read_bool(body.value("background")):
+    background = strict and kind is EndpointKind.RESPONSES and body is not None and body.value("background")
+    if read_bool(background):
         raise BodyError("background: a response that outlives its connection cannot be scheduled; stream it")
     return Job(endpoint, facts, raw, body)
 
@@ -328,8 +348,8 @@ async def _discard(answer: EngineConnection) -> None:
 
 def _failed(error: EngineError) -> Rejection:
     if isinstance(error, EngineUnreachableError):
-        return Rejection(503, "engine-unreachable", "The engine does not answer.", 1.0)
-    return Rejection(502, "engine-failed", f"The engine failed: {error}.")
+        return Rejection(503, Refused.ENGINE_UNREACHABLE, "The engine does not answer.", 1.0)
+    return Rejection(502, Refused.ENGINE_FAILED, f"The engine failed: {error}.")
 
 
 def _leave_open(endpoint: Endpoint, error: EngineError) -> None:

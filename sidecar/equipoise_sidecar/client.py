@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from types import TracebackType
 from typing import Any, Self
 
-from equipoise_sidecar.admission import too_large
+from equipoise_sidecar.admission import Refused, too_large
 from equipoise_sidecar.errors import error_body, error_headers
 from equipoise_sidecar.facts import EndpointKind, Rejection
 from equipoise_sidecar.headers import Headers
@@ -123,7 +123,7 @@ class Client:
         except TimeoutError:
             came = f"{length} bytes" if declared is None else f"{length} of {declared} bytes"
             text = f"The body did not come within {timeout:.0f} s ({came} did)."
-            raise BodyRefusedError(Rejection(408, "body-timeout", text)) from None
+            raise BodyRefusedError(Rejection(408, Refused.BODY_TIMEOUT, text)) from None
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     async def start(self, status: int, headers: Headers) -> None:

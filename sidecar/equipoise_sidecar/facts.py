@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+from equipoise_scheduling.features import Features
+
 
 class EndpointKind(StrEnum):
     """What an engine endpoint does, as far as scheduling, progress and error bodies differ."""
@@ -45,11 +47,23 @@ class Facts:
     """Prompts x n x beams: slots that it takes in the engine."""
     prompts: int = 1
     stream: bool = False
+    system_bytes: int = 0
+    """Those of `text_bytes` that are the system prompt's."""
     user: str = ""
+    """The tenant's end user."""
     application: str = ""
     interaction: str = ""
-    call_index: int = 1
+    call_index: int | None = None
+    """1-based; None where the client does not say."""
     call_count: int | None = None
+    ttft_milliseconds: int | None = None
+    """SLO as declared; what was promised bounds it."""
+    tpot_milliseconds: int | None = None
+    e2e_milliseconds: int | None = None
+    slo_vouched: bool = False
+    """The SLO was declared by a trusted peer."""
+    features: Features | None = None
+    """For a predictor that looks at requests; None for one that does not."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,7 +38,7 @@ _NOT_FOR_THE_ENGINE = _HOP_BY_HOP | frozenset(
         b"expect",
     )
 )
-_FAIRNESS_PREFIXES = (b"x-equipoise-", b"x-llm-d-")
+_FAIRNESS_PREFIXES = (b"x-equipoise-", b"x-llm-d-", b"x-gateway-inference-", b"x-slo-")
 
 
 def request_head(

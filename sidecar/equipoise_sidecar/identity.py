@@ -12,6 +12,7 @@ import ipaddress
 from collections.abc import Sequence
 from functools import lru_cache
 
+from equipoise_api.names import LLM_D_FAIRNESS_ID_HEADERS
 from equipoise_api.sidecar_config import SidecarConfig
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -40,9 +41,15 @@ class Identity:
                 )
         self.header: bytes | None = None
         """Lower-case name of the trusted header."""
+        self._named_by: tuple[bytes, ...] = ()
+        """Headers that may name the tenant, the one that counts first."""
+        self._llm_d = False
         self._peers: tuple[Network, ...] = ()
         if config.trusted_header is not None:
             self.header = config.trusted_header.name.lower().encode()
+            self._llm_d = config.trusted_header.llm_d == "Accept"
+            also = LLM_D_FAIRNESS_ID_HEADERS if self._llm_d else ()
+            self._named_by = tuple(dict.fromkeys((self.header, *(name.encode() for name in also))))
             self._peers = tuple(
                 _network(index, peer) for index, peer in enumerate(config.trusted_header.peers)
             )
@@ -59,23 +66,26 @@ class Identity:
         The trusted header counts only from a trusted peer and only if all its occurrences agree: a gateway that adds
         to what the client sent, rather than replacing it, must not let the client choose.
         """
-        claimed: bytes | None = None
-        ambiguous = False
+        claims: dict[bytes, bytes | None] = {}
         for name, value in headers:
             if name == b"authorization":
                 key = value[7:].strip() if value[:7].lower() == _BEARER else b""
             elif name == b"x-api-key":
                 key = value.strip()
             else:
-                if name == self.header:
-                    ambiguous = ambiguous or (claimed is not None and claimed != value)
-                    claimed = value
+                if name in self._named_by:
+                    claims[name] = value if claims.get(name, value) == value else None
                 continue
             if key and (tenant := self._tenant_of_key(key)) is not None:
                 return tenant
-        if claimed is None or ambiguous or peer is None or not self._is_trusted(peer):
+        if not claims or peer is None or not self._is_trusted(peer):
             return None
-        return self._by_header.get(claimed.strip())
+        claimed = next(claims[name] for name in self._named_by if name in claims)
+        return None if claimed is None else self._by_header.get(claimed.strip())
+
+    def speaks_llm_d(self, peer: str | None) -> bool:
+        """Whether llm-d's headers from this peer are to be believed."""
+        return self._llm_d and peer is not None and self._is_trusted(peer)
 
     def _tenant_of_key(self, key: bytes) -> str | None:
         if len(key) > _LONGEST_KEY:

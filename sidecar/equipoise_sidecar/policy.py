@@ -7,7 +7,7 @@ changes.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from equipoise_api.names import DEFAULT_TENANT
 from equipoise_api.policy import Algorithm
@@ -32,6 +32,12 @@ class TenantPolicy:
 
     limits: TenantLimits
     slo: SloTarget | None
+    applications: Mapping[str, SloTarget] = field(default_factory=dict)
+    """Of those that were promised something of their own."""
+
+    def promise(self, application: str) -> SloTarget | None:
+        """Return what requests of the application were promised."""
+        return self.applications.get(application, self.slo)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +67,11 @@ class Policy:
     def algorithm(self) -> str:
         """Name of the scheduler in force; FCFS with an open gate is what passing through amounts to."""
         return self.config.algorithm.type if self.enforce else "PassThrough"
+
+    @property
+    def looks_at_requests(self) -> bool:
+        """Whether the predictor reads more of a request than its sizes."""
+        return self.config.prediction.type == "Mixture"
 
     @property
     def max_body_bytes(self) -> int:
@@ -105,12 +116,17 @@ def compile_policy(config: SidecarConfig, revision: str) -> Policy:
         config=config.model_copy(update={"tenants": []}),
         revision=revision,
         identity=identity,
-        tenants={t.id: TenantPolicy(t.limits, t.slo) for t in config.tenants},
+        tenants={t.id: _terms(t) for t in config.tenants},
         scheduler=algorithm.type,
         settings=replace(settings, max_queued=None) if passing else settings,
         tenant_settings=_tenant_settings(config, limited=not passing),
         trusted_header=identity.header,
     )
+
+
+def _terms(tenant: TenantConfig) -> TenantPolicy:
+    own = {each.name: each.slo for each in tenant.applications if each.slo is not None}
+    return TenantPolicy(tenant.limits, tenant.slo, own)
 
 
 def _check_ids(tenants: list[TenantConfig]) -> None:

@@ -9,11 +9,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from equipoise_sidecar.body import Body, read_bool, read_int
+from equipoise_sidecar.body import Body, BodyError, read_bool, read_int
+from equipoise_sidecar.declared import Declared, declare
 from equipoise_sidecar.facts import EndpointKind, Facts
+from equipoise_sidecar.shape import features_of
 
 COMPLETIONS_MAX_TOKENS = 16
 """vLLM's default of `/v1/completions`; the others generate up to the context's end."""
+MOST_COPIES = 16_384
+"""vLLM's own limit of `n` (VLLM_MAX_N_SEQUENCES)."""
 
 _MEDIA = frozenset(("image_url", "image_embeds", "image_pil", "input_audio", "audio_url", "video_url"))
 _MEDIA_TYPES = ("image", "audio", "video")
@@ -39,21 +43,28 @@ _PROMPT_MEMBERS = {
 _LISTED = ("documents", "text_2", "data_2", "texts", "inputs", "queries")
 _WHOLE = frozenset(("tools", "functions"))
 """Go into the prompt as JSON: keys count too."""
+_CONVERSATIONS = frozenset(("messages", "input"))
+_SYSTEM = frozenset(("system", "instructions"))
 
 
-def read_facts(path: str, kind: EndpointKind, body: Body) -> Facts:
-    """Read a JSON body. Raises BodyError for a member that cannot be read."""
+def read_facts(
+    path: str, kind: EndpointKind, body: Body, headers: Declared | None = None, *, features: bool = False
+) -> Facts:
+    """Read a JSON body, and what `headers` or its metadata declare. `features`: those too.
+
+    Raises BodyError for a member that cannot be read, DeclarationError for one that declares what cannot be.
+    """
     facts = Facts(path=path, kind=kind, body_bytes=len(body.raw))
     model = body.value("model")
     facts.model = model if isinstance(model, str) else ""
     facts.stream = bool(read_bool(body.value("stream")))
-    metadata = body.value("metadata")
-    if not isinstance(metadata, dict):
-        metadata = {}
-    facts.user = _text(body.value("user")) or _text(metadata.get("user_id"))
-    facts.application = _text(metadata.get("application"))
-    _read_prompt(facts, body)
+    declare(
+        facts, headers or {}, body.value("metadata"), (body.value("user"), body.value("safety_identifier"))
+    )
+    conversation = _read_prompt(facts, body)
     _read_limits(facts, body)
+    if features:
+        facts.features = features_of(path, kind, body, conversation)
     return facts
 
 
@@ -78,25 +89,56 @@ def _read_limits(facts: Facts, body: Body) -> None:
     copies = 1
     if facts.kind in (EndpointKind.CHAT, EndpointKind.COMPLETIONS):
         # n is also the width of a beam search
-        copies = max(1, read_int(body.value("n")) or 1, read_int(body.value("best_of")) or 1)
+        copies = max(1, _copies(body, "n"), _copies(body, "best_of"))
     facts.sequences = facts.prompts * copies
 
 
-def _read_prompt(facts: Facts, body: Body) -> None:
+def _copies(body: Body, name: str) -> int:
+    copies = read_int(body.value(name)) or 1
+    if copies > MOST_COPIES:
+        raise BodyError(f"{name}: at most {MOST_COPIES} answers to a request: lower {name}")
+    return copies
+
+
+def _read_prompt(facts: Facts, body: Body) -> Any:
+    """Measure the prompt; return the conversation or the text that it consists of."""
+    conversation = None
     for name in _PROMPT_MEMBERS[facts.kind]:
         if name in _WHOLE:
             facts.text_bytes += body.size(name)
         elif name in body:
-            _measure(facts, body.value(name))
+            value = body.value(name)
+            before = facts.text_bytes
+            if name in _CONVERSATIONS:
+                conversation = value
+                _measure_turns(facts, value)
+            else:
+                _measure(facts, value)
+            if name in _SYSTEM:
+                facts.system_bytes += facts.text_bytes - before
     match facts.kind:
         case EndpointKind.COMPLETIONS:
-            _read_items(facts, body.value("prompt"))
+            conversation = body.value("prompt")
+            _read_items(facts, conversation)
             facts.images += max(_length(body, "prompt_embeds"), int(body.value("prompt_embeds") is not None))
         case EndpointKind.POOLING:
             _read_items(facts, body.value("input"))
             facts.prompts = max(facts.prompts, *(_length(body, name) for name in _LISTED))
         case EndpointKind.CHAT if facts.path.endswith("/batch"):
             facts.prompts = max(1, _length(body, "messages"))
+    return conversation
+
+
+def _measure_turns(facts: Facts, turns: Any) -> None:
+    """Measure a conversation, and how much of it system and developer messages are."""
+    if not isinstance(turns, list):
+        _measure(facts, turns)
+        return
+    for turn in turns:
+        before = facts.text_bytes
+        _measure(facts, turn)
+        if isinstance(turn, dict) and turn.get("role") in ("system", "developer"):
+            facts.system_bytes += facts.text_bytes - before
 
 
 def _length(body: Body, name: str) -> int:
@@ -136,7 +178,3 @@ def _measure(facts: Facts, value: Any) -> None:
                 facts.images += 1
             else:
                 pending.extend(part.values())
-
-
-def _text(value: Any) -> str:
-    return value[:256] if isinstance(value, str) else ""

@@ -32,11 +32,15 @@ class Sizing:
         slo: SloTarget | None,
         profile: EngineProfile,
         now: float,
+        call: int = 1,
     ) -> Request:
-        """Build the request that the scheduler sees. O(1)."""
-        prompt = self._text.estimate(
-            facts.model, tenant, facts.application, facts.text_bytes, self._counted(facts)
-        )
+        """Build the request that the scheduler sees. O(1).
+
+        `slo`: what was agreed for it; `call`: its place in its interaction.
+        """
+        counted = self._counted(facts)
+        prompt = self._text.estimate(facts.model, tenant, facts.application, facts.text_bytes, counted)
+        system = (prompt.tokens - counted) * facts.system_bytes // facts.text_bytes if facts.text_bytes else 0
         context = profile.max_model_len or CONTEXT_TOKENS
         room = max(1, context - prompt.tokens // facts.prompts)
         max_tokens = room if facts.max_tokens is None else min(max(1, facts.max_tokens), context)
@@ -52,10 +56,12 @@ class Sizing:
             application=facts.application,
             user=facts.user,
             interaction=facts.interaction,
-            call_index=facts.call_index,
+            call_index=call,
             call_count=facts.call_count,
+            system_tokens=system,
             ttft_budget=_seconds(slo.ttft_milliseconds) if slo is not None else None,
             e2e_budget=_seconds(slo.e2e_milliseconds) if slo is not None else None,
+            features=facts.features,
         )
 
     def learn(self, tenant: str, facts: Facts, prompt_tokens: int) -> None:

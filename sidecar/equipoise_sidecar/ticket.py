@@ -16,6 +16,7 @@ import asyncio
 from enum import StrEnum
 from typing import Protocol
 
+from equipoise_api.tenant import SloTarget
 from equipoise_scheduling.request import Outcome, Request, Usage
 from equipoise_sidecar.facts import Facts, Rejection
 
@@ -64,16 +65,21 @@ class Ticket:
         "prompt",
         "queued_since",
         "request",
+        "slo",
         "streams",
     )
 
-    def __init__(self, owner: Owner, facts: Facts, request: Request, held_bytes: int) -> None:
+    def __init__(
+        self, owner: Owner, facts: Facts, request: Request, held_bytes: int, slo: SloTarget | None = None
+    ) -> None:
         self._owner = owner
         self._verdict: Rejection | None = None
         self._waiter: asyncio.Future[Rejection | None] | None = None
         self.facts = facts
         self.request = request
         self.held_bytes = held_bytes
+        self.slo = slo
+        """What was agreed for it."""
         self.phase = Phase.QUEUED
         self.outcome: Outcome | None = None
         self.queued_since = request.arrival
