@@ -43,6 +43,8 @@ LARGEST_VARIANCE = 10.0
 OUTLIER = 3.0
 """A residual beyond that many times the usual one counts as that many."""
 LEAST_OBSERVATIONS = 5
+SURE_OBSERVATIONS = 30
+"""Before a single coefficient is believed."""
 
 
 class StepTimeModel:
@@ -89,6 +91,13 @@ class StepTimeModel:
             return None
         raw = (1.0, prefill_tokens, sequences, context_tokens)
         return sum(w * value / scale for w, value, scale in zip(self._weights, raw, SCALE, strict=True))
+
+    def prefill_seconds(self, tokens: float) -> float | None:
+        """Predict what computing so many prompt tokens adds to steps; None before that was seen."""
+        weight = self._weights[1]
+        if self.observations < SURE_OBSERVATIONS or weight == 0:
+            return None
+        return weight / SCALE[1] * tokens
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,8 +8,7 @@ scrape is always late. The caller tells it of every start, delivery and end, wha
 `peak`: the *future peak* (see `kv_plan`) is within the limit, the idea of LightLLM's past-future scheduler (arXiv
 2507.10150), and the outputs to come sum to at most the pool (`maxOutstanding`), which keeps the fairness bound finite.
 
-The limit of these two is L % of the pool: L starts at its setting, a preemption takes 2 off (at most once in 10 s), a
-quiet minute gives 1 back, and it never falls below 70.
+The limit of these two is L % of the pool: see `kv_limit`.
 
 `prompt`: the prompt's blocks fit beside what is held at present, over the whole pool, as an engine alone admits. Outputs
 to come are not looked at, so preemptions are to be expected, change nothing, and no fairness bound holds.
@@ -23,13 +22,10 @@ from operator import attrgetter
 from typing import Literal
 
 from equipoise_scheduling.batching import AdaptiveBatching, BatchingLimits
+from equipoise_scheduling.kv_limit import KvLimit
 from equipoise_scheduling.kv_plan import Held, future_peak
 from equipoise_scheduling.request import Reason, Refusal, Request
 
-PREEMPTION_STEP = 2.0
-PREEMPTION_SECONDS = 10.0
-QUIET_SECONDS = 60.0
-LEAST_PERCENT = 70.0
 CORRECTIONS = 3
 """The engine's surplus over our own count is believed once it has lasted this many scrapes."""
 
@@ -77,8 +73,6 @@ class Gate:
         self.settings = settings or GateSettings()
         self.max_in_flight: int | None = None
         """Sequences in flight; the caller sets it, from the policy or from `InFlightWindow`. None: no limit."""
-        self.percent = self.settings.utilisation_percent
-        """L."""
         self.batching = AdaptiveBatching()
         self.sequences = 0
         """Sequences in flight."""
@@ -95,13 +89,12 @@ class Gate:
         """What is in flight; by remaining output, falling, where `_sorted`."""
         self._sorted = True
         self._surplus: list[int] = []
-        self._last_preemption = float("-inf")
-        self._quiet_since = float("-inf")
+        self._kv_limit = KvLimit(self.settings.utilisation_percent)
 
     def reconfigure(self, settings: GateSettings) -> None:
         """Replace the settings; what is in flight stays. L starts anew only where its setting changed."""
         if settings.utilisation_percent != self.settings.utilisation_percent:
-            self.percent = settings.utilisation_percent
+            self._kv_limit.restart(settings.utilisation_percent)
         self.settings = settings
         self._remeasure()
 
@@ -169,10 +162,14 @@ class Gate:
             return True
         return kv <= limit and self._peak_with(candidate) <= limit
 
+    @property
+    def percent(self) -> float:
+        """L, the share of the pool that may be planned with, in percent."""
+        return 100.0 if self.settings.kind == "prompt" else self._kv_limit.percent
+
     def _limit(self, pool: int) -> float:
         """Return the KV tokens that may be planned with."""
-        percent = 100.0 if self.settings.kind == "prompt" else self.percent
-        return pool * percent / 100 - self.surplus
+        return pool * self.percent / 100 - self.surplus
 
     def _in_order(self) -> list[Held]:
         """Sort what is in flight by remaining output, falling; nearly sorted already, so about linear."""
@@ -269,12 +266,15 @@ class Gate:
         self._ordered.remove(held)
         self.batching.finished(held)
 
-    def preempted(self, now: float) -> None:
-        """Note that the engine preempted something: plan with less."""
-        if now - self._last_preemption >= PREEMPTION_SECONDS:
-            self._last_preemption = now
-            self.percent = max(min(LEAST_PERCENT, self.percent), self.percent - PREEMPTION_STEP)
-        self._quiet_since = now
+    def preempted(self, now: float, count: int = 1) -> None:
+        """Note that the engine preempted `count` sequences: plan with less, unless that costs little.
+
+        Which ones it does not say: the cost is that of as many of average length.
+        """
+        if self.settings.kind == "prompt":
+            return
+        tokens = count * self.used / self.sequences if self.sequences else 0.0
+        self._kv_limit.preempted(now, self.batching.model.prefill_seconds(tokens))
 
     def observe(self, kv_used: int | None) -> None:
         """Take in the engine's own count of KV tokens in use; None when the metrics are stale.
@@ -287,8 +287,6 @@ class Gate:
         self._surplus = [*self._surplus, max(0, kv_used - self.used)][-CORRECTIONS:]
 
     def tick(self, now: float) -> None:
-        """Let L recover, a point for each quiet minute, and learn how long a step takes. About once a second."""
+        """Let L recover and learn how long a step takes. About once a second."""
         self.batching.tick(now, self._held.values(), self.used)
-        if self.percent < self.settings.utilisation_percent and now - self._quiet_since >= QUIET_SECONDS:
-            self._quiet_since = now
-            self.percent = min(self.settings.utilisation_percent, self.percent + 1)
+        self._kv_limit.tick(now)
