@@ -14,12 +14,13 @@ A name is `TYPE[:PREDICTOR][:PARAMETER=VALUE]...`, all case-insensitive:
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from equipoise_api.policy import Algorithm, AlgorithmType, Cost, Overload, Prediction, Queue
+from equipoise_api.names import DEFAULT_TENANT
+from equipoise_api.policy import Algorithm, AlgorithmType, Capacity, Cost, Overload, Prediction, Queue
 from equipoise_scheduling.contract import TenantSettings
 from equipoise_scheduling.registry import SCHEDULERS, create, scheduler_settings
 from equipoise_simulator.oracle import Noisy, Oracle
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
     from equipoise_scheduling.base import TenantScheduler
     from equipoise_scheduling.gate import GateSettings
-    from equipoise_simulator.profiles import Profile
+    from equipoise_simulator.rules import Rules
     from equipoise_simulator.workload import Workload
 
 Foresight = Literal["oracle", "noisy"]
@@ -56,10 +57,14 @@ class Contender:
     cost: Cost = field(default_factory=Cost)
     queue: Queue = field(default_factory=lambda: Queue(max_requests=1_000_000))
     overload: Overload = field(default_factory=Overload)
-    tenants: Mapping[str, TenantSettings] | None = None
-    """From Tenant objects, in place of the workload's weights."""
+    capacity: Capacity = field(default_factory=Capacity)
+    """Sizes in place of the profile's, where the policy has some."""
     gate: GateSettings | None = None
     """What the policy says; None: the run's."""
+    enforced: bool = True
+    """False: everything goes to the engine as it comes."""
+    rules: Rules | None = None
+    """From Tenant objects, in place of the workload's weights."""
 
     @classmethod
     def parse(cls, name: str) -> Self:
@@ -101,18 +106,20 @@ class Contender:
 
     def weight(self, tenant: str, workload: Workload) -> float:
         """Return the weight that a tenant runs with."""
-        if self.tenants is None:
+        if self.rules is None:
             return workload.weights.get(tenant, 1.0)
-        settings = self.tenants.get(tenant)
-        return 1.0 if settings is None else settings.weight
+        return self.rules.of(tenant).settings.weight
 
-    def scheduler(self, workload: Workload, profile: Profile, seed: int) -> TenantScheduler:
+    def scheduler(self, workload: Workload, seed: int) -> TenantScheduler:
         """Make the scheduler, as a sidecar does from its configuration."""
-        del profile
         settings = scheduler_settings(self.algorithm, self.cost, self.prediction, self.queue)
-        tenants = self.tenants
-        if tenants is None:
+        if self.rules is None:
             tenants = {name: TenantSettings(weight=self.weight(name, workload)) for name in workload.tenants}
+        else:
+            tenants = {name: tenant.settings for name, tenant in self.rules.tenants.items()}
+            tenants[DEFAULT_TENANT] = self.rules.default.settings
+        if not self.enforced:
+            settings, tenants = replace(settings, max_queued=None), {}
         predictor = None
         if self.foresight is not None:
             lengths = {call.id: call.output_tokens for call in workload.calls}
