@@ -21,6 +21,7 @@ from equipoise_scheduling.contract import (
     TenantSettings,
     TenantShare,
 )
+from equipoise_scheduling.overload import OverloadThrottle
 from equipoise_scheduling.prediction import Predictor
 from equipoise_scheduling.predictors import predictor_for
 from equipoise_scheduling.request import Outcome, Refusal, Request, Usage
@@ -50,13 +51,14 @@ class TenantScheduler(Scheduler):
         self.books = Books(settings, tenants, predictor or predictor_for(settings.prediction))
         self.books.make_queue = self._make_queue
         self.choice: LeastKey[tuple[int, ...]] = LeastKey(self._key)
+        self.throttle = OverloadThrottle(settings.overload)
         self._refused: list[tuple[Request, Refusal]] = []
 
     # -- the contract
 
     @override
     def enqueue(self, request: Request, now: float) -> Refusal | None:
-        refusal = self.books.accept(request, now)
+        refusal = self.throttle.arrived(request, now) or self.books.accept(request, now)
         if refusal is None:
             self._request_joined(request, now)
             self._refresh(self.books.tenants[request.tenant], now)
@@ -64,11 +66,31 @@ class TenantScheduler(Scheduler):
 
     @override
     def next(self, now: float, fits: Fits) -> Request | None:
+        first = True
         for request in self._candidates(now):
             self.books.refresh(request)
             if fits(request):
                 return self._dispatch(request, now)
+            if first and self._throttled(request, now):
+                return None
+            first = False
         return None
+
+    def _throttled(self, request: Request, now: float) -> bool:
+        """Refuse the start of an interaction where its sender's limits say so; never while nothing is in flight.
+
+        A gate may be shut on an idle engine, but that is no overload.
+        """
+        books = self.books
+        if not self.throttle.active or not books.flights or books.interactions.started(request):
+            return False
+        refusal = self.throttle.refusal(request, now)
+        if refusal is None:
+            return False
+        for call in books.interactions.waiting(request) or [request]:
+            self.cancel(call, now, Outcome.REFUSED)
+            self._refused.append((call, refusal))
+        return True
 
     def _dispatch(self, request: Request, now: float) -> Request:
         tenant = self.books.tenants[request.tenant]
@@ -143,6 +165,7 @@ class TenantScheduler(Scheduler):
             raise ValueError("window_seconds cannot change while the scheduler runs")
         if settings.prediction != self.books.settings.prediction:
             self.books.predictor = predictor_for(settings.prediction)
+        self.throttle.reconfigure(settings.overload)
         self.books.reconfigure(settings, tenants)
         for tenant in self.books.tenants.values():
             self._refresh(tenant, now)
@@ -228,16 +251,18 @@ class TenantScheduler(Scheduler):
         history, mine = old.history(now), self.books
         self.books = old.books
         self.books.adopt(mine)
+        self.throttle = old.throttle
+        self.throttle.reconfigure(self.books.settings.overload)
         self._take_over(history)
         for flight in self.books.flights.values():
             flight.recharge(ahead=self._ahead())
             self._adopted(flight)
+        for request in sorted(self.books.waiting.values(), key=lambda request: request.number):
+            self._request_joined(request, now)
         for tenant in self.books.tenants.values():
             if tenant.eligible:
                 self._returned(tenant)
                 self.choice.add(tenant.name)
-        for request in sorted(self.books.waiting.values(), key=lambda request: request.number):
-            self._request_joined(request, now)
         self._refused += old.refused()
 
     # -- inside

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 
 from equipoise_scheduling.contract import SchedulerSettings, TenantSettings, TenantShare
 from equipoise_scheduling.counters import Charge
+from equipoise_scheduling.interactions import Interactions
 from equipoise_scheduling.measures import max_min
 from equipoise_scheduling.prediction import Predictor
 from equipoise_scheduling.request import Outcome, Reason, Refusal, Request, Usage
@@ -141,6 +142,7 @@ class Books:
         self.tenants: dict[str, Tenant] = {}
         self.waiting: dict[str, Request] = {}
         self.flights: dict[str, Flight] = {}
+        self.interactions = Interactions()
         self.outcomes: Counter[Outcome] = Counter()
         """How accepted requests ended."""
         self.tokens = 0
@@ -242,6 +244,7 @@ class Books:
 
     def _queue(self, tenant: Tenant, request: Request) -> None:
         self.waiting[request.id] = request
+        self.interactions.joined(request)
         output = request.max_output if request.predicted_tokens is None else request.predicted_output
         tenant.queue.push(request, self.settings.cost(request.prompt_tokens, request.cached_tokens, output))
 
@@ -261,6 +264,7 @@ class Books:
         tenant = self.tenants[request.tenant]
         tenant.queue.remove(request)
         del self.waiting[request.id]
+        self.interactions.left(request)
         self._end(request, tenant, outcome)
         return tenant
 
@@ -270,6 +274,7 @@ class Books:
         """Move a queued request into flight; `ahead` charges its predicted output at once."""
         tenant.queue.remove(request)
         del self.waiting[request.id]
+        self.interactions.dispatched(request)
         request.dispatched = now
         flight = Flight(request, tenant, self.settings, request.predicted_output if ahead else 0)
         self.flights[request.id] = flight
@@ -288,6 +293,7 @@ class Books:
         tenant.service.dispatch(now, -1)
         self._all.dispatch(now, -1)
         request.dispatched = None
+        self.interactions.undone(request)
         self._queue(tenant, request)
         return flight
 
@@ -331,6 +337,7 @@ class Books:
         tenant = flight.tenant
         del self.flights[flight.request.id]
         tenant.in_flight -= 1
+        self.interactions.ended(flight.request, now)
         self._end(flight.request, tenant, outcome)
         self.predictor.learn(flight.request, usage, outcome)
 

@@ -20,6 +20,7 @@ from typing import Any, Self
 
 from equipoise_api.policy import Algorithm
 from equipoise_scheduling.cost import Cost, LinearCost
+from equipoise_scheduling.overload import OverloadSettings
 from equipoise_scheduling.prediction import PredictionSettings
 from equipoise_scheduling.request import Outcome, Refusal, Request, Usage
 
@@ -31,6 +32,22 @@ Snapshot = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ApplicationSettings:
+    """What is known beforehand of a typical call of one application, in tokens. None: learnt."""
+
+    expected_input: int | None = None
+    """The prompt, its system part included."""
+    expected_system: int | None = None
+    expected_output: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, least in (("expected_input", 1), ("expected_system", 0), ("expected_output", 1)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"{name}={value} must be at least {least}, or None where it is not known")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TenantSettings:
     """What a scheduler needs to know of a tenant. Tenants it was not told of get the defaults."""
 
@@ -38,6 +55,8 @@ class TenantSettings:
     max_in_flight: int | None = None
     """Requests in flight at which the tenant is held out of the choice. None: no limit of its own."""
     max_queued: int | None = None
+    applications: Mapping[str, ApplicationSettings] = field(default_factory=dict)
+    """What was declared of its applications, by name."""
 
     def __post_init__(self) -> None:
         if not 0 < self.weight < float("inf"):
@@ -56,6 +75,8 @@ class SchedulerSettings:
     prediction: PredictionSettings = field(default_factory=PredictionSettings)
     max_queued: int | None = None
     """Requests queued over all tenants."""
+    overload: OverloadSettings = field(default_factory=OverloadSettings)
+    """Throttling at the start of interactions while the engine is full."""
     window_seconds: float = 60.0
     """Sliding window of the shares, and how much history a change of algorithm carries over."""
 

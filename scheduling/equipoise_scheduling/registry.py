@@ -1,15 +1,16 @@
 """From the API's policy to schedulers and gates: the one table of algorithms."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
-from equipoise_api.policy import Algorithm, Capacity, Cost, Prediction, Queue
-from equipoise_api.tenant import TenantLimits
+from equipoise_api.policy import Algorithm, Capacity, Cost, Overload, Prediction, Queue
+from equipoise_api.tenant import Application, TenantLimits
 from equipoise_scheduling.base import TenantScheduler
 from equipoise_scheduling.batching import BatchingLimits
-from equipoise_scheduling.contract import SchedulerSettings, TenantSettings
+from equipoise_scheduling.contract import ApplicationSettings, SchedulerSettings, TenantSettings
 from equipoise_scheduling.cost import LinearCost, ProfiledCost
 from equipoise_scheduling.gate import GateKind, GateSettings
 from equipoise_scheduling.history import carry_over
+from equipoise_scheduling.overload import OverloadSettings
 from equipoise_scheduling.prediction import PredictionSettings, Predictor
 from equipoise_scheduling.schedulers.drr import DRR
 from equipoise_scheduling.schedulers.fcfs import FCFS
@@ -27,7 +28,11 @@ _GATES: Mapping[str, GateKind] = {"Peak": "peak", "Prompt": "prompt", "Reserve":
 
 
 def scheduler_settings(
-    algorithm: Algorithm, cost: Cost, prediction: Prediction, queue: Queue
+    algorithm: Algorithm,
+    cost: Cost,
+    prediction: Prediction,
+    queue: Queue,
+    overload: Overload = Overload(),  # noqa: B008 - immutable
 ) -> SchedulerSettings:
     """Translate a policy's fields into the settings of its algorithm. ValueError for one that is not there."""
     return _scheduler(algorithm.type).settings_type.of(
@@ -35,6 +40,10 @@ def scheduler_settings(
         cost=cost_function(cost),
         prediction=PredictionSettings(kind=prediction.type, prior_tokens=prediction.prior_tokens),
         max_queued=queue.max_requests,
+        overload=OverloadSettings(
+            user_per_minute=overload.user_requests_per_minute,
+            application_per_minute=overload.application_requests_per_minute,
+        ),
     )
 
 
@@ -56,10 +65,22 @@ def cost_function(cost: Cost) -> LinearCost | ProfiledCost:
     )
 
 
-def tenant_settings(weight: int, limits: TenantLimits) -> TenantSettings:
-    """Translate a tenant's weight and limits, as far as a scheduler enforces them."""
+def tenant_settings(
+    weight: int, limits: TenantLimits, applications: Iterable[Application] = ()
+) -> TenantSettings:
+    """Translate a tenant's weight and limits, as far as a scheduler enforces them, and its declared applications."""
     return TenantSettings(
-        weight=float(weight), max_in_flight=limits.max_in_flight, max_queued=limits.max_queued
+        weight=float(weight),
+        max_in_flight=limits.max_in_flight,
+        max_queued=limits.max_queued,
+        applications={
+            application.name: ApplicationSettings(
+                expected_input=application.expected_input_tokens,
+                expected_system=application.expected_system_tokens,
+                expected_output=application.expected_output_tokens,
+            )
+            for application in applications
+        },
     )
 
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from equipoise_api.names import DEFAULT_TENANT
-from equipoise_api.policy import Algorithm
+from equipoise_api.policy import Algorithm, Overload
 from equipoise_api.sidecar_config import SCHEMA_VERSION, SidecarConfig, TenantConfig
 from equipoise_api.tenant import SloTarget, TenantLimits
 from equipoise_scheduling.contract import SchedulerSettings, TenantSettings
@@ -110,7 +110,8 @@ def compile_policy(config: SidecarConfig, revision: str) -> Policy:
         raise ConfigError("engineApiKey", "must be printable ASCII without line breaks")
     passing = config.mode == "PassThrough"
     algorithm = Algorithm(type="FCFS") if passing else config.algorithm
-    settings = scheduler_settings(algorithm, config.cost, config.prediction, config.queue)
+    overload = Overload() if passing else config.overload
+    settings = scheduler_settings(algorithm, config.cost, config.prediction, config.queue, overload)
     return Policy(
         configured=True,
         config=config.model_copy(update={"tenants": []}),
@@ -140,7 +141,10 @@ def _check_ids(tenants: list[TenantConfig]) -> None:
 
 
 def _tenant_settings(config: SidecarConfig, *, limited: bool) -> dict[str, TenantSettings]:
-    settings = {t.id: tenant_settings(t.weight, t.limits if limited else NO_LIMITS) for t in config.tenants}
+    settings = {
+        t.id: tenant_settings(t.weight, t.limits if limited else NO_LIMITS, t.applications)
+        for t in config.tenants
+    }
     settings[DEFAULT_TENANT] = tenant_settings(config.default_tenant.weight, NO_LIMITS)
     return settings
 

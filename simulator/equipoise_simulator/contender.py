@@ -112,7 +112,9 @@ class Contender:
 
     def scheduler(self, workload: Workload, seed: int) -> TenantScheduler:
         """Make the scheduler, as a sidecar does from its configuration."""
-        settings = scheduler_settings(self.algorithm, self.cost, self.prediction, self.queue)
+        settings = scheduler_settings(
+            self.algorithm, self.cost, self.prediction, self.queue, self.overload
+        )
         if self.rules is None:
             tenants = {name: TenantSettings(weight=self.weight(name, workload)) for name in workload.tenants}
         else:
