@@ -63,6 +63,7 @@ def crds(
         typer.echo(f"wrote {path}")
 
 
+app.command()(simulator_cli.simulate)
 app.command()(simulator_cli.engine)
 app.command()(simulator_cli.calibrate)
 app.command()(demo_cli.demo)
@@ -89,5 +90,10 @@ def main() -> None:
         app()
     except ModuleNotFoundError as error:
         part = next((word for word in sys.argv[1:] if not word.startswith("-")), "this")
-        extra = {"engine": "simulator", "cluster": "demo"}.get(part, part)
+        extra = {
+            "simulate": "simulator",
+            "calibrate": "simulator",
+            "engine": "simulator",
+            "cluster": "demo",
+        }.get(part, part)
         sys.exit(f"equipoise {part} needs {error.name}: install it with `pip install 'equipoise[{extra}]'`")

@@ -1,9 +1,11 @@
-"""`equipoise engine`: the stand-in engine as a process."""
+"""The simulator's commands: `equipoise simulate`, `equipoise engine` (the stand-in as a process), `equipoise calibrate`."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
+
+import typer
 
 
 def engine(
@@ -137,3 +139,93 @@ def calibrate(
     for kind, off in fit.errors.items():
         print(f"median error, {kind}: {off:.1%}")
     print(f"wrote {output}: equipoise simulate --profile {output} ...")
+
+
+def simulate(
+    *,
+    trace: Annotated[
+        Path | None, typer.Option(help="CSV of requests: arrival, tenant (if any), input and output tokens.")
+    ] = None,
+    suite: Annotated[
+        str | None,
+        typer.Option(help="A named workload, e.g. overload, mixed_slo, interactions; real is of --trace."),
+    ] = None,
+    scheduler: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="TYPE[:PREDICTOR][:PARAMETER=VALUE]..., as VTC:oracle or Equipoise:noisy:band=2000; repeat it to compare. "
+            "Predictors: none, average, mixture, oracle, noisy."
+        ),
+    ] = None,
+    policy: Annotated[
+        list[Path] | None, typer.Option(help="FairnessPolicy YAML; repeat it to compare.")
+    ] = None,
+    tenants: Annotated[Path | None, typer.Option(help="Folder of Tenant YAML for --policy.")] = None,
+    gate: Annotated[
+        Literal["reserve", "prompt", "peak"] | None,
+        typer.Option(help="What may be in flight. Default: the policy's, else peak."),
+    ] = None,
+    metric: Annotated[
+        Literal["token", "artifact"],
+        typer.Option(
+            help="Service as tokens come, or spread over each answer as the VTC paper's artifact has it."
+        ),
+    ] = "token",
+    profile: Annotated[
+        str | None,
+        typer.Option(
+            help="The engine: papers, fast, large, or a JSON file of `equipoise calibrate`. Default: the suite's."
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of generated loads, --split and the noisy predictor.")] = 0,
+    split: Annotated[
+        int | None, typer.Option(help="Deal a trace without tenants to so many, by Zipf's law.", min=1)
+    ] = None,
+    seconds: Annotated[
+        float | None, typer.Option(help="Only what arrives in the first so many seconds.")
+    ] = None,
+    load: Annotated[float | None, typer.Option(help="Of suite mixed_slo; 1.3 by default.", min=0.01)] = None,
+    arrival_column: Annotated[str | None, typer.Option(help="Seconds, or a time stamp.")] = None,
+    tenant_column: Annotated[str | None, typer.Option(help="Who sends.")] = None,
+    input_column: Annotated[str | None, typer.Option(help="Prompt tokens.")] = None,
+    output_column: Annotated[str | None, typer.Option(help="Generated tokens.")] = None,
+    format: Annotated[  # noqa: A002 - the option's name
+        Literal["table", "json", "html"],
+        typer.Option(help="Table for people, JSON for programs, HTML with plots."),
+    ] = "table",
+    output: Annotated[Path | None, typer.Option(help="File to write. Default: standard output.")] = None,
+) -> None:
+    """Replay a load against schedulers, and say what each tenant would have got.
+
+    The schedulers, gate and predictors are the sidecar's own; the engine is a model of vLLM's continuous batching.
+    """
+    from equipoise_simulator import command
+    from equipoise_simulator.traces import Columns
+
+    try:
+        workload = command.workload_of(
+            trace=trace,
+            columns=Columns(
+                arrival=arrival_column, tenant=tenant_column, input=input_column, output=output_column
+            ),
+            suite_name=suite,
+            split=split,
+            load=load,
+            seconds=seconds,
+            seed=seed,
+        )
+        report = command.run(
+            workload,
+            command.contenders_of(scheduler or (), policy or (), tenants),
+            gate=gate,
+            profile=profile,
+            metric=metric,
+            seed=seed,
+            format_=format,
+        )
+        if output is None:
+            print(report, end="")
+        else:
+            output.write_text(report, encoding="utf-8")
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"equipoise simulate: {error}") from None

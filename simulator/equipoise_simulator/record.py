@@ -30,6 +30,8 @@ class Record:
     """Output tokens delivered."""
     predicted: int | None = None
     """Expected output when it was dispatched."""
+    tpot_budget: float | None = None
+    """Seconds a token that its tenant was promised."""
     work: float = 0.0
     """Seconds of the engine's work when it was dispatched."""
 
@@ -37,6 +39,11 @@ class Record:
     def finished(self) -> bool:
         """Whether it was answered to the end."""
         return self.outcome is Outcome.FINISHED
+
+    @property
+    def tenant(self) -> str:
+        """Whose it is: as the workload says, or as a policy knows it."""
+        return self.request.tenant
 
     @property
     def arrival(self) -> float:
@@ -72,11 +79,13 @@ class Record:
     @property
     def slo_kept(self) -> bool | None:
         """Whether every budget was kept; None where there is none. What did not finish kept nothing."""
-        call = self.call
-        if call.ttft_budget is None and call.e2e_budget is None:
+        request = self.request
+        if request.ttft_budget is None and request.e2e_budget is None and self.tpot_budget is None:
             return None
         if not self.finished or self.ended is None or self.first_token is None:
             return False
-        if call.ttft_budget is not None and self.first_token - self.arrival > call.ttft_budget:
+        if request.ttft_budget is not None and self.first_token - self.arrival > request.ttft_budget:
             return False
-        return call.e2e_budget is None or self.ended - self.arrival <= call.e2e_budget
+        if request.e2e_budget is not None and self.ended - self.arrival > request.e2e_budget:
+            return False
+        return self.tpot_budget is None or (self.tpot or 0.0) <= self.tpot_budget

@@ -94,10 +94,10 @@ class Result:
         spread = {name: SpreadSeries() for name in self.series}
         for record in self.records:
             call = record.call
-            cost = self.cost(call.prompt_tokens, 0, call.output_tokens) / self.weights[call.tenant]
-            spread[call.tenant].demand(record.arrival, cost)
+            cost = self.cost(call.prompt_tokens, 0, call.output_tokens) / self.weights[record.tenant]
+            spread[record.tenant].demand(record.arrival, cost)
             if record.finished and record.first_token is not None and record.ended is not None:
-                spread[call.tenant].deliver(record.first_token, record.ended, cost)
+                spread[record.tenant].deliver(record.first_token, record.ended, cost)
         return spread
 
     def _series(self, metric: Metric) -> Mapping[str, ServiceSeries] | Mapping[str, SpreadSeries]:
@@ -141,7 +141,7 @@ class Result:
         overall = self._measures(self.records)
         by_tenant: dict[str, list[Record]] = {name: [] for name in self.series}
         for record in self.records:
-            by_tenant[record.call.tenant].append(record)
+            by_tenant[record.tenant].append(record)
         jains = [value for _, value in self.jain_over_time() if value is not None]
         document = {
             "scheduler": self.label,

@@ -19,8 +19,10 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections import deque
+from dataclasses import replace
 from typing import TYPE_CHECKING, Literal, Protocol
+
+from typing_extensions import override
 
 from equipoise_scheduling.cost import LinearCost
 from equipoise_scheduling.gate import Gate, GateSettings
@@ -32,11 +34,13 @@ from equipoise_simulator.engine_model import EngineModel
 from equipoise_simulator.profiles import Profile, profile_named
 from equipoise_simulator.record import Record
 from equipoise_simulator.result import BoundSeen, Result
+from equipoise_simulator.rules import UNAUTHENTICATED, MinuteLimits
 from equipoise_simulator.sequence import Sequence
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from equipoise_api.policy import Capacity
     from equipoise_scheduling.base import TenantScheduler
     from equipoise_scheduling.cost import Cost
     from equipoise_scheduling.request import Refusal
@@ -47,7 +51,20 @@ TICK_SECONDS = 1.0
 STUCK_SECONDS = 3_600.0
 """A queue out of which nothing goes for so long while the engine is empty is a scheduler's fault."""
 
-GateName = Literal["reserve", "prompt", "peak"]
+GateName = Literal["reserve", "prompt", "peak", "open"]
+"""`open`: no gate, the engine alone decides."""
+
+
+class OpenGate(Gate):
+    """Lets everything pass, as the sidecar does when it only passes through."""
+
+    @override
+    def refuse(self, request: Request) -> Refusal | None:
+        return None
+
+    @override
+    def fits(self, request: Request, now: float) -> bool:
+        return True
 
 
 class Engine(Protocol):
@@ -120,7 +137,7 @@ def simulate(
         contender: The scheduler with its settings and predictor, or its name, such as "VTC:oracle".
         gate: What may be in flight; None: what the contender says, else `peak`. The "papers" profile has a gate of its own.
         profile: The engine; None: the one that the workload is meant for.
-        seed: Of the noisy predictor; workloads have theirs.
+        seed: Of the noisy predictor; workloads have their own.
         progress: Called with the share of the calls that have ended, at most once a simulated second.
 
     Raises ValueError for an unknown name or a setting that cannot be. Takes time in proportion to the calls, times the
@@ -132,17 +149,21 @@ def simulate(
         profile = workload.profile
     if isinstance(profile, str):
         profile = profile_named(profile)
-    if gate is None:
-        gate = contender.gate or GateSettings()
-    elif isinstance(gate, str):
-        gate = GateSettings(kind=gate)
-    return _Run(workload, contender, gate, profile, seed=seed, progress=progress).run()
+    name: GateName
+    if isinstance(gate, GateSettings):
+        name, settings = gate.kind, gate
+    else:
+        settings = contender.gate or GateSettings()
+        name = gate or (settings.kind if contender.enforced else "open")
+        if name != "open":
+            settings = replace(settings, kind=name)
+    return _Run(workload, contender, (name, settings), profile, seed=seed, progress=progress).run()
 
 
-def _gate(settings: GateSettings, profile: Profile) -> Gate:
-    gate = Gate(settings)
-    gate.set_pool(profile.kv_blocks * profile.block_size, profile.block_size)
-    gate.max_in_flight = profile.max_num_seqs
+def _gate(name: GateName, settings: GateSettings, profile: Profile, sizes: Capacity) -> Gate:
+    gate = (OpenGate if name == "open" else Gate)(replace(settings, context_tokens=profile.max_model_len))
+    gate.set_pool(sizes.kv_tokens or profile.kv_blocks * profile.block_size, profile.block_size)
+    gate.max_in_flight = sizes.max_in_flight or profile.max_num_seqs
     return gate
 
 
@@ -153,14 +174,14 @@ class _Run:
         self,
         workload: Workload,
         contender: Contender,
-        gate: GateSettings,
+        gate: tuple[GateName, GateSettings],
         profile: Profile,
         *,
         seed: int,
         progress: Callable[[float], None] | None,
     ) -> None:
         self.workload, self.contender, self.profile = workload, contender, profile
-        self.scheduler: TenantScheduler = contender.scheduler(workload, profile, seed)
+        self.scheduler: TenantScheduler = contender.scheduler(workload, seed)
         self.cost: Cost = LinearCost()
         self.engine: Engine
         self.gate: Admission
@@ -171,12 +192,15 @@ class _Run:
             self.gate = self.artifact = ArtifactGate(profile, lengths, workload.adapter_rank)
         else:
             self.engine = EngineModel(profile)
-            self.gate = _gate(gate, profile)
-        self.gate_name = "artifact" if self.artifact else gate.kind
+            self.gate = _gate(*gate, profile, contender.capacity)
+        self.gate_name = "artifact" if self.artifact else gate[0]
+        self.rules = contender.rules if contender.enforced else None
+        self.limits = MinuteLimits(self.rules) if self.rules is not None else None
         self.records: list[Record] = []
         self.living: dict[str, Record] = {}
-        self.series: dict[str, ServiceSeries] = {name: ServiceSeries() for name in workload.tenants}
-        self.weights = {name: contender.weight(name, workload) for name in workload.tenants}
+        tenants = sorted({self._tenant_of(name) or name for name in workload.tenants})
+        self.series: dict[str, ServiceSeries] = {name: ServiceSeries() for name in tenants}
+        self.weights = {name: contender.weight(name, workload) for name in tenants}
         self.bound = BoundSeen()
         self.busy = self.work = 0.0
         self.now = 0.0
@@ -185,7 +209,7 @@ class _Run:
         self._tick = 0.0
         self._arrivals: list[tuple[float, int, Call]] = []
         self._followers: dict[str, list[Call]] = {}
-        self._timeouts: deque[tuple[float, Record]] = deque()
+        self._leaves: list[tuple[float, int, Record, Outcome]] = []
         for number, call in enumerate(workload.calls):
             if call.after is None:
                 self._arrivals.append((call.arrival + profile.latency, number, call))
@@ -245,11 +269,11 @@ class _Run:
         until = self._tick
         if self._arrivals and self._arrivals[0][0] < until:
             until = self._arrivals[0][0]
-        timeouts = self._timeouts
-        while timeouts and timeouts[0][1].outcome is not None:
-            timeouts.popleft()
-        if timeouts and timeouts[0][0] < until:
-            until = timeouts[0][0]
+        leaves = self._leaves
+        while leaves and leaves[0][2].outcome is not None:
+            heapq.heappop(leaves)
+        if leaves and leaves[0][0] < until:
+            until = leaves[0][0]
         return until
 
     # -- arrivals and departures of clients
@@ -262,56 +286,81 @@ class _Run:
             reached, _, call = heapq.heappop(arrivals)
             self._submit(call, reached - self.profile.latency)
 
+    def _tenant_of(self, name: str) -> str | None:
+        return name if self.rules is None else self.rules.tenant_of(name)
+
     def _submit(self, call: Call, arrival: float) -> None:
-        room = self.profile.max_model_len - call.prompt_tokens
+        tenant = self._tenant_of(call.tenant)
+        record = self._record(call, tenant or call.tenant, arrival)
+        request = record.request
+        self.records.append(record)
+        expected = self.cost(call.prompt_tokens, 0, call.output_tokens)
+        self.series[request.tenant].demand(self.now, expected / self.weights[request.tenant])
+        reason = self._refusal(record) if tenant is not None else UNAUTHENTICATED
+        if reason is not None:
+            self._end(record, Outcome.REFUSED, reason)
+            return
+        self.living[call.id] = record
+        timeout = self.workload.client_timeout
+        if timeout is not None:
+            heapq.heappush(self._leaves, (arrival + timeout, len(self.records), record, Outcome.CANCELLED))
+        if self.rules is not None:
+            entry = (arrival + self.rules.max_wait, len(self.records), record, Outcome.EXPIRED)
+            heapq.heappush(self._leaves, entry)
+
+    def _record(self, call: Call, tenant: str, arrival: float) -> Record:
+        promise = self.rules.of(tenant).promise(call.application) if self.rules is not None else None
+        ttft, e2e, tpot = call.ttft_budget, call.e2e_budget, None
+        if promise is not None:
+            ttft = _seconds(promise.ttft_milliseconds) if ttft is None else ttft
+            e2e = _seconds(promise.e2e_milliseconds) if e2e is None else e2e
+            tpot = _seconds(promise.tpot_milliseconds)
         request = Request(
             id=call.id,
-            tenant=call.tenant,
+            tenant=tenant,
             arrival=arrival,
             prompt_tokens=call.prompt_tokens,
-            max_tokens=max(1, min(call.max_tokens, room)),
+            max_tokens=max(1, min(call.max_tokens, self.profile.max_model_len - call.prompt_tokens)),
             application=call.application,
             user=call.user,
             interaction=call.interaction,
             call_index=call.call_index,
             call_count=call.call_count,
             system_tokens=call.system_tokens,
-            ttft_budget=call.ttft_budget,
-            e2e_budget=call.e2e_budget,
+            ttft_budget=ttft,
+            e2e_budget=e2e,
         )
-        record = Record(call, request)
-        self.records.append(record)
-        expected = self.cost(call.prompt_tokens, 0, call.output_tokens)
-        self.series[call.tenant].demand(self.now, expected / self.weights[call.tenant])
-        if call.output_tokens > room:
-            self._end(record, Outcome.REFUSED, Reason.NEVER_FITS)
-            return
+        return Record(call, request, tpot_budget=tpot)
+
+    def _refusal(self, record: Record) -> str | None:
+        """Offer a request to limits, gate and scheduler; return why it is refused."""
+        call, request = record.call, record.request
+        if call.prompt_tokens + call.output_tokens > self.profile.max_model_len:
+            return Reason.NEVER_FITS
+        if self.limits is not None:
+            reason = self.limits.refusal(request.tenant, call, self.now)
+            if reason is not None:
+                return reason
         refusal = self.gate.refuse(request) or self.scheduler.enqueue(request, self.now)
-        if refusal is not None:
-            self._end(record, Outcome.REFUSED, refusal.reason)
-            return
-        self.living[call.id] = record
-        timeout = self.workload.client_timeout
-        if timeout is not None:
-            self._timeouts.append((arrival + timeout, record))
+        return None if refusal is None else refusal.reason
 
     def _leave(self) -> None:
-        """Let clients go that have waited too long for their answer."""
-        timeouts = self._timeouts
-        while timeouts and timeouts[0][0] <= self.now:
-            record = timeouts.popleft()[1]
-            if record.outcome is not None:
-                continue
+        """Let requests go whose client has waited long enough, or that have waited in the queue as long as they may."""
+        leaves = self._leaves
+        while leaves and leaves[0][0] <= self.now:
+            _, _, record, outcome = heapq.heappop(leaves)
             sequence = record.sequence
+            if record.outcome is not None or (outcome is Outcome.EXPIRED and sequence is not None):
+                continue
             if sequence is None:
-                self.scheduler.cancel(record.request, self.now, Outcome.CANCELLED)
+                self.scheduler.cancel(record.request, self.now, outcome)
             else:
                 self._count(record, self.engine.generated(sequence))
                 self.engine.abort(sequence)
                 usage = Usage(record.call.prompt_tokens, record.generated, exact=False)
-                self.scheduler.settle(record.request, usage, Outcome.CANCELLED, self.now)
+                self.scheduler.settle(record.request, usage, outcome, self.now)
                 self.gate.finish(record.request)
-            self._end(record, Outcome.CANCELLED)
+            self._end(record, outcome)
 
     def _end(self, record: Record, outcome: Outcome, reason: str | None = None) -> None:
         """End a call, however; the one place where that happens."""
@@ -385,7 +434,8 @@ class _Run:
         call, now = record.call, self.now
         prompt, before = call.prompt_tokens, generated - news
         cost = self.cost(prompt, 0, generated) - (self.cost(prompt, 0, before) if before else 0.0)
-        self.series[call.tenant].deliver(now, cost / self.weights[call.tenant])
+        tenant = record.request.tenant
+        self.series[tenant].deliver(now, cost / self.weights[tenant])
         self.scheduler.progress(record.request, prompt, generated, now)
         self.gate.progress(record.request, prompt, generated)
 
@@ -416,3 +466,7 @@ class _Run:
             self.scheduler.settle(record.request, usage, Outcome.FINISHED, now)
             self.gate.finish(record.request)
             self._end(record, Outcome.FINISHED)
+
+
+def _seconds(milliseconds: int | None) -> float | None:
+    return None if milliseconds is None else milliseconds / 1000

@@ -229,7 +229,7 @@ def test_two_runs_of_one_load_are_equal():
 
 
 def test_a_profile_that_makes_no_sense_is_refused_by_name():
-    with pytest.raises(ValueError, match="'swift' is unknown; there are fast, papers"):
+    with pytest.raises(ValueError, match="'swift' is unknown; there are fast, large, papers"):
         profile_named("swift")
     with pytest.raises(ValueError, match="speed must be above 0"):
         PROFILES["fast"].scaled(0)

@@ -1,0 +1,162 @@
+"""Runs side by side as one HTML page that needs nothing else: figures as tables, plots as embedded SVG."""
+
+from __future__ import annotations
+
+import html
+import io
+import re
+from typing import TYPE_CHECKING, Any
+
+from equipoise_simulator.table import RUN_COLUMNS, TENANT_COLUMNS, tenant_rows
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from matplotlib.axes import Axes
+
+    from equipoise_simulator.result import Result
+    from equipoise_simulator.table import Column, Document
+
+MOST_LINES = 8
+"""Tenants drawn one by one in a plot of service; the others are summed up."""
+
+STYLE = """
+body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 78rem; padding: 0 1rem; color: #1b1f24; }
+h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2.2rem; }
+.scroll { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 0.85rem; }
+th, td { padding: 0.25rem 0.6rem; text-align: right; border-bottom: 1px solid #d8dee4; white-space: nowrap; }
+th:first-child, td:first-child { text-align: left; } th { background: #f6f8fa; } svg { max-width: 100%; height: auto; }
+p.note { color: #57606a; } details { margin: 0.6rem 0; }
+"""
+
+
+def page(results: Sequence[Result], documents: Sequence[Document]) -> str:
+    """Return the page. `documents` are the results' own, in the same order."""
+    first = documents[0]
+    title = f"{first['workload']}: {', '.join(run['scheduler'] for run in documents)}"
+    facts = (
+        f"{first['requests']['arrived']:,} requests of {len(first['tenants']):,} tenants in {first['seconds']:,.0f} s;"
+        f" profile {first['profile']}, gate {first['gate']}, metric {first['metric']}."
+    )
+    wide = max(1, len(results))
+    parts = [
+        f"<h1>{html.escape(title)}</h1><p>{html.escape(facts)}</p>",
+        _table(RUN_COLUMNS, documents),
+        (
+            "<p class=note>Times in seconds; service in weighted tokens; difference and accumulated: how far tenants that"
+            " wanted more were behind the best served one, in weighted tokens a second and in all.</p>"
+        ),
+        "<h2>Service over time</h2><p class=note>Weighted tokens a second over the tenant's weight, in a sliding minute.</p>",
+        _plot(_service, results, columns=min(wide, 2)),
+        "<h2>Time to first token</h2>",
+        _plot(_ttft, [results], columns=1),
+        (
+            "<h2>Jain's index over time</h2><p class=note>Among the tenants that lacked service throughout the minute; no"
+            " point where fewer than two did.</p>"
+        ),
+        _plot(_jain, [results], columns=1),
+        (
+            "<h2>Waits by tenant</h2><p class=note>Wait in the queue: box from quartile to quartile, whiskers from the 1st"
+            " to the 99th percentile.</p>"
+        ),
+        _plot(_waits, results, columns=min(wide, 2)),
+        "<h2>Tenants</h2>",
+    ]
+    parts += [
+        f"<details open><summary>{html.escape(run['scheduler'])}</summary>{_table(TENANT_COLUMNS, tenant_rows(run))}</details>"
+        for run in documents
+    ]
+    body = "\n".join(parts)
+    return (
+        f"<!doctype html><html lang=en><meta charset=utf-8><title>{html.escape(title)}</title>"
+        f"<style>{STYLE}</style>\n{body}\n</html>\n"
+    )
+
+
+def _table(columns: Sequence[Column], rows: Sequence[Document]) -> str:
+    head = "".join(f"<th>{html.escape(name)}</th>" for name, _ in columns)
+    lines = "".join(
+        "<tr>" + "".join(f"<td>{html.escape(show(row))}</td>" for _, show in columns) + "</tr>"
+        for row in rows
+    )
+    return f"<div class=scroll><table><tr>{head}</tr>{lines}</table></div>"
+
+
+def _plot(draw: Callable[[Axes, Any], None], items: Sequence[Any], *, columns: int) -> str:
+    """Draw one plot an item in a grid, as SVG text."""
+    from matplotlib.backends.backend_svg import FigureCanvasSVG  # noqa: PLC0415 - a second to load
+    from matplotlib.figure import Figure  # noqa: PLC0415
+
+    lines = -(-len(items) // columns)
+    figure = Figure(figsize=(11, 3.4 * lines), layout="constrained")
+    FigureCanvasSVG(figure)
+    grid = figure.subplots(lines, columns, squeeze=False)
+    for place, axes in enumerate(grid.flat):
+        if place < len(items):
+            draw(axes, items[place])
+            axes.grid(alpha=0.25)
+        else:
+            axes.set_visible(False)
+    out = io.StringIO()
+    figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
+    drawing = out.getvalue()
+    return re.sub(r"^.*?(?=<svg)", "", drawing, flags=re.DOTALL)
+
+
+def _service(axes: Axes, result: Result) -> None:
+    seconds = result.workload.seconds
+    times = [seconds * step / 120 for step in range(121)]
+    window = min(60.0, seconds)
+
+    def rates(name: str) -> list[float]:
+        series = result.series[name]
+        return [
+            series.received(max(0.0, at - window), at) / min(window, max(at, seconds / 120)) for at in times
+        ]
+
+    names = sorted(result.series, key=lambda name: (-result.service(name), name))
+    for name in names[:MOST_LINES]:
+        axes.plot(times, rates(name), label=name, linewidth=1.2)
+    rest = [rates(name) for name in names[MOST_LINES:]]
+    if rest:
+        mean = [sum(column) / len(rest) for column in zip(*rest, strict=True)]
+        axes.plot(times, mean, label=f"mean of {len(rest)} more", color="grey", linestyle=":")
+    axes.set(title=result.label, xlabel="s", ylabel="weighted tokens/s", ylim=(0, None))
+    axes.legend(fontsize=7, ncols=2)
+
+
+def _ttft(axes: Axes, results: Sequence[Result]) -> None:
+    for result in results:
+        values = sorted(ttft for record in result.records if (ttft := record.ttft) is not None)
+        shares = [(place + 1) / len(result.records) for place in range(len(values))]
+        axes.step(values, shares, where="post", label=result.label)
+    axes.set(
+        xscale="symlog",
+        xlabel="s to the first token",
+        ylabel="share of requests",
+        xlim=(0, None),
+        ylim=(0, 1.02),
+    )
+    axes.legend(fontsize=8)
+
+
+def _jain(axes: Axes, results: Sequence[Result]) -> None:
+    for result in results:
+        points = [(at, value) for at, value in result.jain_over_time() if value is not None]
+        axes.plot([at for at, _ in points], [value for _, value in points], marker=".", label=result.label)
+    axes.set(xlabel="s", ylabel="Jain's index", ylim=(0, 1.05))
+    axes.legend(fontsize=8)
+
+
+def _waits(axes: Axes, result: Result) -> None:
+    waits: dict[str, list[float]] = {}
+    for record in result.records:
+        if record.queue_delay is not None:
+            waits.setdefault(record.tenant, []).append(record.queue_delay)
+    names = sorted(waits, key=lambda name: (-len(waits[name]), name))[: 3 * MOST_LINES]
+    if names:
+        axes.boxplot(
+            [waits[name] for name in names], whis=(1, 99), sym="", tick_labels=[f"{name}" for name in names]
+        )
+        axes.tick_params(axis="x", labelrotation=90, labelsize=7)
+    axes.set(title=result.label, ylabel="s", yscale="symlog", ylim=(0, None))

@@ -1,0 +1,124 @@
+"""Contenders from the real objects: a FairnessPolicy and its Tenants, as YAML files.
+
+A Tenant is the trace's tenant of the same name, `name` or `namespace/name`. Which Tenants count, and for how much, is
+the policy's word, as in a cluster.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import yaml
+from pydantic import ValidationError
+
+from equipoise_api.policy import Algorithm, FairnessPolicy
+from equipoise_api.tenant import Tenant
+from equipoise_scheduling.contract import TenantSettings
+from equipoise_scheduling.registry import gate_settings, tenant_settings
+from equipoise_simulator.contender import Contender
+from equipoise_simulator.rules import Rules, TenantRules
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
+Kind = TypeVar("Kind", FairnessPolicy, Tenant)
+
+
+class PolicyFileError(ValueError):
+    """A file that cannot be taken: which, which object and field, and why."""
+
+
+def read_contender(policy_file: Path, tenants_folder: Path | None) -> Contender:
+    """Read a policy and the Tenants beside it. PolicyFileError names file and field; OSError as usual."""
+    documents = _documents(policy_file)
+    policies = [
+        _parsed(policy_file, FairnessPolicy, each) for each in documents if each["kind"] == "FairnessPolicy"
+    ]
+    if len(policies) != 1:
+        raise PolicyFileError(f"{policy_file}: holds {len(policies)} FairnessPolicies: name a file with one")
+    tenants = list(_tenants(policy_file, documents))
+    if tenants_folder is not None:
+        files = sorted(path for path in tenants_folder.iterdir() if path.suffix in {".yaml", ".yml"})
+        if not files:
+            raise PolicyFileError(f"{tenants_folder}: holds no YAML files")
+        for file in files:
+            if file.resolve() != policy_file.resolve():
+                tenants += _tenants(file, _documents(file))
+    return contender_of(policies[0], tenants)
+
+
+def contender_of(policy: FairnessPolicy, tenants: Iterable[Tenant]) -> Contender:
+    """Make the contender that a policy and its Tenants amount to."""
+    spec = policy.spec
+    home = policy.metadata.namespace
+    rules: dict[str, TenantRules] = {}
+    for tenant in tenants:
+        foreign = tenant.metadata.namespace != home
+        if foreign and spec.tenants.from_ == "Same":
+            continue
+        weight = min(tenant.spec.weight, spec.tenants.max_weight) if foreign else tenant.spec.weight
+        made = TenantRules(
+            settings=tenant_settings(weight, tenant.spec.limits),
+            limits=tenant.spec.limits,
+            slo=tenant.spec.slo,
+            applications={each.name: each.slo for each in tenant.spec.applications if each.slo is not None},
+        )
+        name = tenant.metadata.name
+        rules[f"{tenant.metadata.namespace}/{name}"] = made
+        if not foreign or name not in rules:
+            rules[name] = made
+    enforced = spec.mode == "Enforce"
+    return Contender(
+        label=f"{policy.metadata.name} ({spec.algorithm.type if enforced else spec.mode})",
+        algorithm=spec.algorithm if enforced else Algorithm(type="FCFS"),
+        prediction=spec.prediction,
+        cost=spec.cost,
+        queue=spec.queue,
+        overload=spec.overload,
+        capacity=spec.capacity,
+        gate=gate_settings(spec.capacity) if enforced else None,
+        enforced=enforced,
+        rules=Rules(
+            tenants=rules,
+            strangers=spec.default_tenant.mode,
+            default=TenantRules(settings=TenantSettings(weight=float(spec.default_tenant.weight))),
+            max_wait=float(spec.queue.max_wait_seconds),
+        ),
+    )
+
+
+def _documents(path: Path) -> list[dict[str, Any]]:
+    try:
+        documents = [
+            each for each in yaml.safe_load_all(path.read_text(encoding="utf-8")) if each is not None
+        ]
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise PolicyFileError(f"{path}: {error}") from None
+    for each in documents:
+        if not isinstance(each, dict) or not isinstance(each.get("kind"), str):
+            raise PolicyFileError(f"{path}: every document must be a Kubernetes object with a kind")
+    return documents
+
+
+def _tenants(path: Path, documents: list[dict[str, Any]]) -> Iterable[Tenant]:
+    return (_parsed(path, Tenant, each) for each in documents if each["kind"] == "Tenant")
+
+
+def _parsed(path: Path, kind: type[Kind], document: dict[str, Any]) -> Kind:
+    if not isinstance(document.get("metadata"), dict):
+        raise PolicyFileError(f"{path}: {kind.__name__}: metadata is missing")
+    name = document["metadata"].get("name", "?")
+    try:
+        # an object in a file need not name what the API server fills in
+        metadata = {"namespace": "default"}
+        metadata |= {
+            key: value for key, value in document["metadata"].items() if key in {"namespace", "name"}
+        }
+        return kind.strictly({**document, "metadata": metadata})
+    except ValidationError as error:
+        problem = error.errors()[0]
+        place = ".".join(map(str, problem["loc"]))
+        raise PolicyFileError(f"{path}: {kind.__name__} {name}: {place}: {problem['msg']}") from None
+    except ValueError as error:
+        raise PolicyFileError(f"{path}: {kind.__name__} {name}: {error}") from None
