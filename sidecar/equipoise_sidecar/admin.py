@@ -14,10 +14,12 @@ from http import HTTPStatus
 import structlog
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
+from pydantic import ValidationError
 from typing_extensions import override
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from equipoise_api.names import CONFIG_PATH, STATE_PATH, operator_identity
+from equipoise_api.gpu import GpuExporter
+from equipoise_api.names import CONFIG_PATH, GPU_EXPORTER_PATH, STATE_PATH, operator_identity
 from equipoise_api.sidecar_config import MAX_CONFIG_BYTES, Problem, PushResult
 from equipoise_sidecar.certificate import Issued, load_chain, peer_identities, server_context
 from equipoise_sidecar.config_store import ConfigStore, PushRefusedError
@@ -51,6 +53,18 @@ def admin_app(store: ConfigStore, reporter: Reporter) -> FastAPI:
     async def patch(request: Request) -> Response:
         """Take changed tenants."""
         return await take(request, store.patch)
+
+    @app.put(GPU_EXPORTER_PATH)
+    async def gpu_exporter(request: Request) -> Response:
+        """Take where the node's dcgm-exporter is."""
+        try:
+            told = GpuExporter.model_validate_json(await _body(request) or b"")
+        except ValidationError as error:
+            first = error.errors()[0]
+            problem = Problem(message=first["msg"], field=".".join(str(step) for step in first["loc"]))
+            return JSONResponse(problem.document(), HTTPStatus.UNPROCESSABLE_ENTITY)
+        reporter.dispatcher.gpu.point(told.exporter, reporter.dispatcher.clock())
+        return Response(status_code=HTTPStatus.NO_CONTENT)
 
     @app.get(STATE_PATH)
     async def state() -> Response:

@@ -33,8 +33,10 @@ from equipoise_sidecar.admission import (
     too_many_tokens,
 )
 from equipoise_sidecar.capacity import Capacity
+from equipoise_sidecar.dcgm import Reading
 from equipoise_sidecar.engine.signals import EngineSignals
 from equipoise_sidecar.facts import EngineProfile, Facts, Rejection
+from equipoise_sidecar.gpu import GpuTelemetry
 from equipoise_sidecar.history import History, Snapshot
 from equipoise_sidecar.interactions import Interactions
 from equipoise_sidecar.pace import Pace
@@ -65,6 +67,7 @@ class Dispatcher:
         self.accounting = Accounting()
         self.sizing = Sizing()
         self.pace = Pace()
+        self.gpu = GpuTelemetry()
         self.draining = False
         self.engine_reachable: bool | None = None
         """None before the first try."""
@@ -169,6 +172,7 @@ class Dispatcher:
         request = ticket.request
         ticket.phase = Phase.IN_FLIGHT
         ticket.dispatched_at = now
+        ticket.gpu_mark = self.gpu.mark(now)
         self._disarm(ticket)
         self.capacity.gate.start(request)
         if ticket.facts.kind.generates:
@@ -289,6 +293,7 @@ class Dispatcher:
                 account.waited(now - request.arrival, now)
         else:
             usage = self._usage(ticket, outcome, now) if usage is None else usage
+            usage = self._with_gpu(ticket, usage, now)
             self._land(ticket, now, usage.generated if usage.exact and outcome is Outcome.FINISHED else None)
             ticket.prompt, ticket.generated = usage.prompt, usage.generated
             self._count(ticket)
@@ -323,6 +328,12 @@ class Dispatcher:
         if outcome is not Outcome.FAILED:
             prompt = prompt or ticket.request.prompt_tokens
         return Usage(prompt, ticket.generated, exact=False)
+
+    def _with_gpu(self, ticket: Ticket, usage: Usage, now: float) -> Usage:
+        """Add the mean GPU utilisation over the request's time in the engine, where it is known."""
+        if self.gpu.reading is None or ticket.gpu_mark is None:
+            return usage
+        return replace(usage, gpu_utilisation=self.gpu.mean_since(ticket.gpu_mark, now))
 
     def _expire(self, ticket: Ticket) -> None:
         now = self.clock()
@@ -384,6 +395,7 @@ class Dispatcher:
         waits = self.policy.config.queue.max_wait_seconds
         self.policy = policy
         self._configure_capacity()
+        self.gpu.configure(policy.config.gpu, now)
         self._history.adopt(self.scheduler)
         self.admission.keep_only(policy.tenant_settings.keys())
         if waits != policy.config.queue.max_wait_seconds:
@@ -399,6 +411,12 @@ class Dispatcher:
         self.scheduler.set_pool(self.capacity.kv_tokens)
         self.pace.read_counter(signals.generated_tokens if signals is not None else None, now)
         self._pump(now)
+
+    def observe_gpu(self, reading: Reading) -> None:
+        """Take in what DCGM says of the pod's GPUs. O(active tenants)."""
+        now = self.clock()
+        service = {share.tenant: share.total.cost for share in self.scheduler.shares(now)}
+        self.gpu.observe(reading, service, busy=self.scheduler.in_flight > 0, now=now)
 
     def connected(self, profile: EngineProfile) -> None:
         """Take in what a probe learnt of the engine."""

@@ -24,6 +24,7 @@ from typing_extensions import override
 from equipoise_api.latency import GROWTH, SMALLEST_SECONDS
 from equipoise_sidecar.accounting import Recorder
 from equipoise_sidecar.certificate import CertificateKeeper
+from equipoise_sidecar.gpu_metrics import gpu_metrics
 from equipoise_sidecar.report import Reporter
 from equipoise_sidecar.snapshots import Snapshots
 
@@ -50,6 +51,7 @@ class SidecarMetrics(Collector):
         yield from self._process()
         yield from self._load()
         yield from self._engine()
+        yield from self._gpu()
         yield from self._fairness()
         yield from self._prediction()
         yield from self._shares()
@@ -132,6 +134,11 @@ class SidecarMetrics(Collector):
             "engine_preemptions", "Preemptions seen in the engine's metrics.", feedback.preemptions
         )
         yield _counter("engine_busy", "Requests that the engine would not take (503).", dispatcher.times_busy)
+
+    def _gpu(self) -> Iterator[Metric]:
+        dispatcher = self.reporter.dispatcher
+        if dispatcher.gpu.url is not None:
+            yield from gpu_metrics(dispatcher.gpu, dispatcher.clock())
 
     def _fairness(self) -> Iterator[Metric]:
         dispatcher = self.reporter.dispatcher

@@ -57,6 +57,7 @@ class Reporter:
             engine=self._engine(now),
             load=self._load(),
             fairness=self._fairness(now),
+            gpu=dispatcher.gpu.state(now),
             tenants=self._tenants(now),
         )
 
@@ -126,6 +127,10 @@ class Reporter:
                 "counter": share.counter,
             }
         )
+        gpu = self.dispatcher.gpu
+        if gpu.is_fresh(now):
+            spent = gpu.ledger.window(tenant, now)
+            figures |= {"gpu_seconds": spent.seconds, "energy_joules": spent.joules}
         return TenantState(
             id=tenant,
             weight=round(settings.weight) if settings is not None else 1,

@@ -25,9 +25,11 @@ from equipoise_sidecar.app import DataPath
 from equipoise_sidecar.certificate import CertificateKeeper, Issued, Issuer
 from equipoise_sidecar.config_store import ConfigStore
 from equipoise_sidecar.control import ControlSocket
+from equipoise_sidecar.dcgm import PodId
 from equipoise_sidecar.dispatcher import Dispatcher
 from equipoise_sidecar.engine.pool import EnginePool
 from equipoise_sidecar.feedback import Feedback
+from equipoise_sidecar.gpu_scrape import GpuScraper
 from equipoise_sidecar.health import health_app
 from equipoise_sidecar.listener import Listener
 from equipoise_sidecar.metrics import SidecarMetrics
@@ -52,6 +54,8 @@ class Sidecar:
         self.dispatcher = Dispatcher()
         self._pool = EnginePool(settings.engine)
         self._feedback = Feedback(self.dispatcher, self._pool)
+        pod = PodId(settings.pod_namespace, settings.pod_name, settings.pod_uid)
+        self._gpu = GpuScraper(self.dispatcher, pod)
         self._store = ConfigStore(self.dispatcher.apply, directory if settings.config_file is None else None)
         self._snapshots = Snapshots(self.dispatcher.snapshot, directory) if directory is not None else None
         self._reporter = Reporter(
@@ -158,6 +162,7 @@ class Sidecar:
     def _start_tasks(self) -> None:
         self._start("feedback", self._feedback.run())
         self._start("clock", self._tick())
+        self._start("gpu", self._gpu.run())
         if self._snapshots is not None:
             self._start("snapshots", self._snapshots.run())
         if self._keeper is not None:

@@ -14,11 +14,14 @@ from __future__ import annotations
 
 import asyncio
 from enum import StrEnum
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from equipoise_api.tenant import SloTarget
 from equipoise_scheduling.request import Outcome, Request, Usage
 from equipoise_sidecar.facts import Facts, Rejection
+
+if TYPE_CHECKING:
+    from equipoise_sidecar.gpu import Mark
 
 
 class Phase(StrEnum):
@@ -59,6 +62,7 @@ class Ticket:
         "facts",
         "first_token_at",
         "generated",
+        "gpu_mark",
         "held_bytes",
         "outcome",
         "phase",
@@ -85,6 +89,8 @@ class Ticket:
         self.queued_since = request.arrival
         self.dispatched_at: float | None = None
         self.first_token_at: float | None = None
+        self.gpu_mark: Mark | None = None
+        """Made at the last dispatch: to know how busy the GPU was meanwhile."""
         self.prompt = 0
         """Prompt tokens delivered, as far as is known or estimated."""
         self.generated = 0

@@ -1,0 +1,78 @@
+"""The Prometheus metrics of GPU telemetry; those of a reading are there while it is fresh."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+
+from equipoise_sidecar.gpu import GpuTelemetry
+
+
+def gpu_metrics(gpu: GpuTelemetry, now: float) -> Iterator[Metric]:
+    """Read the telemetry. O(tenants)."""
+    state = gpu.state(now)
+    yield _gauge(
+        "metrics_stale", "1 while GPU metrics are expected and there are no fresh ones.", state.stale
+    )
+    yield CounterMetricFamily(
+        "equipoise_gpu_scrape_failures", "Tries that gave nothing of this pod's GPUs.", value=gpu.failures
+    )
+    for name, about, value in (
+        ("metrics_age_seconds", "Seconds since the present values were first read.", state.age_seconds),
+        (
+            "utilisation_ratio",
+            "Share of time in which anything ran, 0 to 1, mean of the pod's GPUs.",
+            state.utilisation,
+        ),
+        ("utilisation_least_ratio", "The same of the GPU that does least.", state.least_utilisation),
+        (
+            "sm_active_ratio",
+            "Share of the multiprocessors' time with work, 0 to 1, mean of the GPUs.",
+            state.sm_active,
+        ),
+        (
+            "tensor_active_ratio",
+            "Share of cycles with tensor work, 0 to 1, mean of the GPUs: prefill.",
+            state.tensor_active,
+        ),
+        (
+            "dram_active_ratio",
+            "Share of cycles with memory traffic, 0 to 1, mean of the GPUs: decode.",
+            state.dram_active,
+        ),
+        ("power_watts", "Power of the pod's GPUs in watts, of shared ones by part.", state.power_watts),
+        ("xid", "Last XID error code of any of the GPUs; 0 is none.", state.xid),
+        ("devices", "GPUs or MIG instances of the pod.", state.devices or None),
+    ):
+        if value is not None:
+            yield _gauge(name, about, value)
+    seconds = CounterMetricFamily(
+        "equipoise_gpu_busy_seconds",
+        "Busy GPU seconds, by the service delivered meanwhile.",
+        labels=["tenant"],
+    )
+    joules = CounterMetricFamily(
+        "equipoise_gpu_energy_joules",
+        "Energy in joules, by the service delivered meanwhile.",
+        labels=["tenant"],
+    )
+    for tenant, spent in gpu.ledger.totals():
+        seconds.add_metric([tenant], spent.seconds)
+        joules.add_metric([tenant], spent.joules)
+    yield from (seconds, joules)
+    nobody = gpu.ledger.nobody
+    yield CounterMetricFamily(
+        "equipoise_gpu_nobodys_busy_seconds",
+        "Busy GPU seconds while no request was in flight.",
+        value=nobody.seconds,
+    )
+    yield CounterMetricFamily(
+        "equipoise_gpu_nobodys_energy_joules",
+        "Energy in joules while no request was in flight.",
+        value=nobody.joules,
+    )
+
+
+def _gauge(name: str, about: str, value: float) -> GaugeMetricFamily:
+    return GaugeMetricFamily(f"equipoise_gpu_{name}", about, value=float(value))
