@@ -125,9 +125,10 @@ async def test_an_expired_token_is_read_again_once(client, server):
     server.answers = [refusal(401, "Unauthorized", "expired"), {"fine": 1}]
     assert await client.get("/api/v1/x") == {"fine": 1}
     assert [headers["Authorization"] for *_, headers, _ in server.requests] == ["Bearer a", "Bearer b"]
-    server.answers = [refusal(401, "Unauthorized", "no")] * 2
-    with pytest.raises(ApiError):
+    server.answers = [refusal(401, "Unauthorized", "no") for _ in range(2)]
+    with pytest.raises(ApiError) as error:
         await client.get("/api/v1/x")
+    assert error.value.status == 401
 
 
 async def test_credentials_that_cannot_be_read_again_are_unreachable(server):
