@@ -100,8 +100,8 @@ class DRR(TenantScheduler):
                 deficits[name] += quantum
                 self._topped = name
             if deficits[name] > 0 and name in self.choice:
+                self._topped = None  # where it does not fit the pass ends, and the next one is another turn
                 yield self.books.tenants[name].queue.head()
-                self._topped = None  # it did not fit: the pass ends, and the next one is another turn
                 return
             self._active.popitem(last=False)
             if name in self.choice or deficits[name] < 0:

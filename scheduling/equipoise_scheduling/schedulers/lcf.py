@@ -24,3 +24,12 @@ class LCF(VTC):
     @override
     def bound(self, now: float) -> Bound | None:
         return None
+
+    @override
+    def _forgettable(self, name: str) -> bool:
+        return True
+
+    @override
+    def _forgotten(self, name: str) -> None:
+        if not self._account(name).value:  # else it would come back with less than it had
+            super()._forgotten(name)
