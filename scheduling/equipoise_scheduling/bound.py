@@ -27,11 +27,18 @@ R is how far the lift can lag: a tenant is lifted to the least counter of the ba
 arrives, and a request put back does not lift its tenant. R is the most by which anybody joined below the highest
 least counter seen before. Without refunds and requests put back R = 0.
 
+E is how far above the least counter of the backlogged a scheduler may choose (0 for one that serves the least): the
+chain above becomes c_f(s-) <= c_g(s-) + E, each end of the range moves by E, and the bound is
+
+    |W_f/w_f - W_g/w_g| <= (A + P)/w_f + (A + P)/w_g + R + 2E.
+
+Equipoise's E is its band and the refunds outstanding (see there).
+
 VTC's paper (arXiv 2401.00588, theorem 4.4) has |W_f - W_g| <= 2U with U = max(wp*Lin, wq*M), for weights 1, output
 charged on delivery and counting input as served at dispatch. That U holds where every request reserves in + max_tokens;
 this one is measured, and holds under any gate.
 
-**Exactness.** U, A, P, R are exact up to estimates: output beyond its prediction, a prompt longer than estimated and
+**Exactness.** U, A, P, R, E are exact up to estimates: output beyond its prediction, a prompt longer than estimated and
 an estimate taken back raise the past dispatches at which they were in flight. They cover the last one to two
 generations (`GENERATION` ticks each) and the requests still in flight. The gap is measured between ticks, over the
 intervals from about eight past ticks (1 to `MAX_AGE` ticks old) to this one, for all pairs at once (above 1,000
@@ -137,7 +144,7 @@ class Gap:
 
 
 class BoundWatch:
-    """Keeps U, A, P and R as requests come and go, and compares the gaps between tenants with the bound at ticks."""
+    """Keeps U, A, P, R and E as requests come and go, and compares the gaps between tenants with the bound at ticks."""
 
     def __init__(self) -> None:
         self._seats: dict[str, Seat] = {}
@@ -148,6 +155,8 @@ class BoundWatch:
         """Highest least counter in this generation and the last."""
         self._lag = [0.0] * 2
         """R of this generation and the last."""
+        self._slack = [0.0] * 2
+        """E of this generation and the last."""
         self._closest: list[Gap | None] = [None, None]
         self._most_undelivered = self._most_arriving = self._most_charged = 0.0
         """U, A and P."""
@@ -157,6 +166,10 @@ class BoundWatch:
     def reached(self, least: float) -> None:
         """Note the least counter of the backlogged, over weight, at a dispatch or a lift."""
         self._reached[0] = max(self._reached[0], least)
+
+    def strayed(self, slack: float) -> None:
+        """Note how far above the least counter of the backlogged, over weight, the scheduler may choose or lift."""
+        self._slack[0] = max(self._slack[0], slack)
 
     def joined(self, name: str, weight: float, counter: float) -> None:
         """Note that a tenant becomes backlogged with `counter`, after its lift."""
@@ -256,7 +269,7 @@ class BoundWatch:
         self._landmarks = [mark for mark in self._landmarks if self._ticks - mark.tick <= _worth(mark.tick)]
 
     def _look(self, backlogged: dict[str, Seat]) -> None:
-        reach, lag = self.reach, max(self._lag)
+        reach, allowance = self.reach, self.allowance
         marks = self._landmarks
         at_once = max(1, SEATS_A_LOOK // len(backlogged))
         if len(marks) > at_once:
@@ -276,7 +289,7 @@ class BoundWatch:
             for first, second in itertools.product(ahead, behind):
                 if first != second:
                     gap = rows[first][0] - rows[second][0]
-                    self._note(gap, rows[first][1] + rows[second][1] + lag)
+                    self._note(gap, rows[first][1] + rows[second][1] + allowance)
 
     def _note(self, gap: float, limit: float) -> None:
         """Keep the pair that came closest to its limit."""
@@ -304,6 +317,7 @@ class BoundWatch:
             self._widen(seat)
         self._reached = [float("-inf"), self._reached[0]]
         self._lag = [0.0, self._lag[0]]
+        self._slack = [0.0, self._slack[0]]
         self._closest = [None, self._closest[0]]
 
     # -- figures
@@ -313,13 +327,27 @@ class BoundWatch:
         """A + P."""
         return self._most_arriving + self._most_charged
 
+    @property
+    def allowance(self) -> float:
+        """R + 2E."""
+        return max(self._lag) + 2 * max(self._slack)
+
+    @property
+    def undelivered(self) -> float:
+        """U."""
+        return self._most_undelivered
+
+    def limit(self, f_weight: float, g_weight: float) -> float:
+        """Return the most by which the service over weight of two tenants may differ."""
+        return self.reach / f_weight + self.reach / g_weight + self.allowance
+
     def bound(self) -> Bound:
         """Return the bound and the pair that came closest to it in this generation and the last. O(1) once two were."""
         seen = [gap for gap in self._closest if gap is not None]
         undelivered = self._most_undelivered
         if not seen:
             least = sorted(seat.weight for seat in self._seats.values())[:2]
-            limit = self.reach * sum(1 / weight for weight in least) + max(self._lag)
+            limit = self.reach * sum(1 / weight for weight in least) + self.allowance
             return Bound(undelivered=undelivered, limit=limit, gap=0.0, met=True)
         closest = max(seen, key=lambda gap: gap.excess)
         met = closest.excess <= 1e-6 * closest.limit + 0.01

@@ -13,6 +13,7 @@ from equipoise_scheduling.history import carry_over
 from equipoise_scheduling.overload import OverloadSettings
 from equipoise_scheduling.prediction import PredictionSettings, Predictor
 from equipoise_scheduling.schedulers.drr import DRR
+from equipoise_scheduling.schedulers.equipoise import Equipoise
 from equipoise_scheduling.schedulers.fcfs import FCFS
 from equipoise_scheduling.schedulers.lcf import LCF
 from equipoise_scheduling.schedulers.round_robin import RoundRobin
@@ -20,7 +21,7 @@ from equipoise_scheduling.schedulers.rpm import RPM
 from equipoise_scheduling.schedulers.vtc import VTC
 
 SCHEDULERS: Mapping[str, type[TenantScheduler]] = {
-    scheduler.algorithm: scheduler for scheduler in (FCFS, RoundRobin, RPM, LCF, DRR, VTC)
+    scheduler.algorithm: scheduler for scheduler in (FCFS, RoundRobin, RPM, LCF, DRR, VTC, Equipoise)
 }
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import floor
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from typing_extensions import override
 
@@ -47,7 +47,7 @@ class VTC(TenantScheduler):
     """
 
     algorithm = "VTC"
-    settings_type = VTCSettings
+    settings_type: ClassVar[type[SchedulerSettings]] = VTCSettings
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         """Take what TenantScheduler takes."""
@@ -112,7 +112,11 @@ class VTC(TenantScheduler):
         name = flight.tenant.name
         fell = self._account(name).settle(flight.charge, units(cost, flight.weight))
         if fell and name in self.choice:
-            self.choice.add(name)
+            self._fell(name)
+
+    def _fell(self, name: str) -> None:
+        """React to a refund to a backlogged tenant."""
+        self.choice.add(name)
 
     @override
     def _dispatched(self, flight: Flight) -> None:

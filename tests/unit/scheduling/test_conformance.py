@@ -12,6 +12,8 @@ from equipoise_scheduling.registry import SCHEDULERS, create
 from equipoise_scheduling.request import Outcome, Reason, Usage
 
 EVERY = sorted(SCHEDULERS)
+SKIPPING = {"Equipoise"}
+BOUNDED = {"VTC", "Equipoise"}
 
 
 @pytest.fixture(params=EVERY)
@@ -75,7 +77,9 @@ def test_pass_ends_at_a_head_that_does_not_fit_and_nothing_is_charged(make):
         return request.prompt_tokens < 10
 
     assert scheduler.next(1.0, fits) is None
-    assert [request.prompt_tokens for request in asked] == [50]
+    # One that may skip asks for other tenants' heads, never for what is queued behind a head.
+    assert {request.prompt_tokens for request in asked} == {50}
+    assert len(asked) == 1 or scheduler.algorithm in SKIPPING
     assert scheduler.snapshot() == before
     assert scheduler.queued == 4
 
@@ -492,5 +496,5 @@ def test_new_prediction_settings_replace_the_predictor_and_equal_ones_keep_what_
 
 
 def test_only_token_counting_schedulers_publish_a_bound(make, algorithm):
-    assert (make().bound(0.0) is None) == (algorithm != "VTC")
+    assert (make().bound(0.0) is None) == (algorithm not in BOUNDED)
     assert make().refused() == []

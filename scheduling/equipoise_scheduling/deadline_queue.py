@@ -1,0 +1,206 @@
+"""Queues whose requests have deadlines, and the clock that says whose has passed.
+
+A request whose deadline has passed is *overdue*: earliest-deadline-first goes on serving what is lost anyway and so
+loses the rest too, hence what can still keep its deadline goes first.
+"""
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from heapq import heapify, heappop, heappush
+
+from typing_extensions import override
+
+from equipoise_scheduling.request import Request
+from equipoise_scheduling.tenant_queue import FifoQueue, TenantQueue
+
+Place = tuple[int, ...]
+Order = Callable[[Request], Place]
+"""Places a request among those that are not overdue; fixes the deadline of one that has none."""
+OVERDUE = 2
+"""What the place of an overdue request begins with: those of the others begin with less."""
+
+
+class TimedQueue(TenantQueue):
+    """A tenant's requests, each overdue or not. A request is overdue from `expire` until it leaves or is moved."""
+
+    __slots__ = ()
+
+    @abstractmethod
+    def expire(self, request: Request) -> None:
+        """Take note that the deadline of a request that waits here has passed."""
+
+    @abstractmethod
+    def move(self, request: Request) -> None:
+        """Place anew a request that waits here."""
+
+    @abstractmethod
+    def late(self, request: Request) -> bool:
+        """Say whether a request that waits here is overdue."""
+
+    @abstractmethod
+    def overdue(self) -> Request | None:
+        """Return the request to go first of those that are overdue, if one may go."""
+
+    @abstractmethod
+    def place(self) -> Place:
+        """Return where the head stands among other queues' heads. IndexError when the queue is empty."""
+
+
+class DeadlineQueue(TimedQueue):
+    """By place, the overdue ones last and by arrival. Every change is O(log n) amortised."""
+
+    __slots__ = ("_cost", "_late", "_living", "_on_time", "_order", "_overdue", "_places")
+
+    def __init__(self, order: Order) -> None:
+        self._order = order
+        self._living: dict[int, tuple[Request, float]] = {}
+        """By arrival number, with the expected cost."""
+        self._places: dict[int, Place] = {}
+        self._on_time: list[tuple[Place, int]] = []
+        self._late: list[int] = []
+        self._overdue: set[int] = set()
+        self._cost = 0.0
+
+    @override
+    def __len__(self) -> int:
+        return len(self._living)
+
+    @property
+    @override
+    def expected_cost(self) -> float:
+        return self._cost
+
+    @override
+    def push(self, request: Request, expected_cost: float) -> None:
+        self._living[request.number] = (request, expected_cost)
+        self._cost += expected_cost
+        self.move(request)
+
+    @override
+    def move(self, request: Request) -> None:
+        place = self._places[request.number] = self._order(request)
+        self._overdue.discard(request.number)
+        heappush(self._on_time, (place, request.number))
+
+    @override
+    def expire(self, request: Request) -> None:
+        if request.number not in self._overdue:
+            self._overdue.add(request.number)
+            heappush(self._late, request.number)
+
+    @override
+    def late(self, request: Request) -> bool:
+        return request.number in self._overdue
+
+    @override
+    def head(self) -> Request:
+        heap = self._on_time
+        while heap:
+            if self._stands(heap[0]):
+                return self._living[heap[0][1]][0]
+            heappop(heap)
+        overdue = self.overdue()
+        if overdue is None:
+            raise IndexError("the queue is empty")
+        return overdue
+
+    def _stands(self, entry: tuple[Place, int]) -> bool:
+        return self._places.get(entry[1]) == entry[0] and entry[1] not in self._overdue
+
+    @override
+    def place(self) -> Place:
+        number = self.head().number
+        return (OVERDUE, number) if number in self._overdue else self._places[number]
+
+    @override
+    def overdue(self) -> Request | None:
+        heap = self._late
+        while heap and heap[0] not in self._overdue:
+            heappop(heap)
+        return self._living[heap[0]][0] if heap else None
+
+    @override
+    def remove(self, request: Request) -> None:
+        self._cost -= self._living.pop(request.number)[1]
+        del self._places[request.number]
+        self._overdue.discard(request.number)
+        if not self._living:
+            self._cost = 0.0
+            self._on_time.clear()
+            self._late.clear()
+        elif len(self._on_time) + len(self._late) > 3 * len(self._living) + 16:
+            self._on_time = [entry for entry in set(self._on_time) if self._stands(entry)]
+            self._late = list(self._overdue)
+            heapify(self._on_time)
+            heapify(self._late)
+
+
+class TimedFifoQueue(FifoQueue, TimedQueue):
+    """By arrival, overdue or not: an overdue request goes when it is the head."""
+
+    __slots__ = ("_order", "_overdue")
+
+    def __init__(self, order: Order) -> None:
+        super().__init__()
+        self._order = order
+        self._overdue: set[int] = set()
+
+    @override
+    def push(self, request: Request, expected_cost: float) -> None:
+        self._order(request)
+        super().push(request, expected_cost)
+
+    @override
+    def expire(self, request: Request) -> None:
+        self._overdue.add(request.number)
+
+    @override
+    def move(self, request: Request) -> None:
+        self._overdue.discard(request.number)
+
+    @override
+    def place(self) -> Place:
+        head = self.head()
+        return (OVERDUE, head.number) if self.late(head) else self._order(head)
+
+    @override
+    def late(self, request: Request) -> bool:
+        return request.number in self._overdue
+
+    @override
+    def overdue(self) -> Request | None:
+        head = self.head() if len(self) else None
+        return head if head is not None and self.late(head) else None
+
+    @override
+    def remove(self, request: Request) -> None:
+        super().remove(request)
+        self._overdue.discard(request.number)
+
+
+class Alarms:
+    """Tells whose deadline has passed. O(log n) amortised a request, however often it comes back."""
+
+    def __init__(self) -> None:
+        self._heap: list[tuple[float, int, str]] = []
+
+    def set(self, request: Request, waiting: Mapping[str, Request]) -> None:
+        """Watch a request that joins a queue, among those of `waiting`, by id."""
+        assert request.deadline is not None, "the queue fixes the deadline before"
+        heappush(self._heap, (request.deadline, request.number, request.id))
+        if len(self._heap) > 2 * len(waiting) + 64:
+            self._heap = [entry for entry in set(self._heap) if self._living(entry, waiting)]
+            heapify(self._heap)
+
+    def passed(self, now: float, waiting: Mapping[str, Request]) -> Iterator[Request]:
+        """Yield each request that waits and whose deadline has passed since the last call."""
+        heap = self._heap
+        while heap and heap[0][0] < now:
+            request = self._living(heappop(heap), waiting)
+            if request is not None:
+                yield request
+
+    @staticmethod
+    def _living(entry: tuple[float, int, str], waiting: Mapping[str, Request]) -> Request | None:
+        request = waiting.get(entry[2])
+        return request if request is not None and request.number == entry[1] else None
