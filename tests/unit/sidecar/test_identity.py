@@ -141,3 +141,33 @@ def test_two_tenants_with_one_identity_are_refused(make_identity, tenant, claims
     blue = tenant("team/blue", keyDigests=[digest(BLUE_KEY)], headerValues=["blue"])
     with pytest.raises(ValueError, match=f"^{place}"):
         make_identity(tenants=[blue, tenant("team/red", **claims)])
+
+
+LLM_D = {"name": "X-Tenant", "peers": ["10.0.0.0/8"], "llmD": "Accept"}
+FAIRNESS_ID, OLD_FAIRNESS_ID = b"x-llm-d-inference-fairness-id", b"x-gateway-inference-fairness-id"
+
+
+def test_llm_ds_fairness_id_names_the_tenant_where_the_policy_says_so(make_identity):
+    it = make_identity(trustedHeader=LLM_D)
+    assert it.tenant_of([(FAIRNESS_ID, b"blue")], "10.0.0.1") == "team/blue"
+    assert it.tenant_of([(OLD_FAIRNESS_ID, b"red")], "10.0.0.1") == "team/red"
+    assert it.tenant_of([(OLD_FAIRNESS_ID, b"red"), (FAIRNESS_ID, b"blue")], "10.0.0.1") == "team/blue"
+    assert it.tenant_of([(FAIRNESS_ID, b"red"), (b"x-tenant", b"blue")], "10.0.0.1") == "team/blue"
+    assert it.speaks_llm_d("10.0.0.1")
+
+
+def test_an_ambiguous_header_is_not_made_up_for_by_another(make_identity):
+    it = make_identity(trustedHeader=LLM_D)
+    headers = [(b"x-tenant", b"blue"), (b"x-tenant", b"red"), (FAIRNESS_ID, b"blue")]
+    assert it.tenant_of(headers, "10.0.0.1") is None
+    assert it.tenant_of([(FAIRNESS_ID, b"blue"), (FAIRNESS_ID, b"red")], "10.0.0.1") is None
+
+
+def test_llm_ds_headers_mean_nothing_from_strangers_or_unasked(make_identity):
+    it = make_identity(trustedHeader=LLM_D)
+    assert it.tenant_of([(FAIRNESS_ID, b"blue")], "1.2.3.4") is None
+    assert not it.speaks_llm_d("1.2.3.4")
+    assert not it.speaks_llm_d(None)
+    plain = make_identity()
+    assert plain.tenant_of([(FAIRNESS_ID, b"blue")], "10.0.0.1") is None
+    assert not plain.speaks_llm_d("10.0.0.1")
