@@ -50,8 +50,9 @@ import heapq
 import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Protocol
 
-from equipoise_scheduling.books import Flight
+from equipoise_scheduling.books import Tenant
 from equipoise_scheduling.contract import Bound
 
 GENERATION = 300
@@ -60,6 +61,23 @@ SEATS_A_LOOK = 8_000
 """Comparisons with landmarks that one look may cost; with more to do it takes the landmarks in turn."""
 SEATS_A_SECOND = 2_000
 """Backlogged tenants looked at in a second: with more the watch looks less often."""
+
+
+class Flight(Protocol):
+    """What the watch reads and notes of a request in flight: `books.Flight`, or a counter's own account of it."""
+
+    weight: float
+    charged: float
+    expected: float
+    delivered: float
+    instant: int
+    undelivered: float
+    pending: float
+    watched: float
+
+    @property
+    def tenant(self) -> Tenant:
+        """Whose it is."""
 
 
 class RisingMaximum:

@@ -84,6 +84,20 @@ class Interactions:
             return []
         return [call for _, call in sorted(interaction.waiting.items())]
 
+    def affected(self, request: Request) -> list[Request]:
+        """Return the queued calls that the dispatch of `request`, or the undoing of it, may have made begun or not.
+
+        Linear in the calls returned, which are few times many: the first dispatch, and the last that is preferred.
+        """
+        interaction = self._find(request)
+        if interaction is None or not interaction.waiting:
+            return []
+        index = request.call_index
+        earlier = interaction.has_dispatched_before(index) or interaction.flying.count(index) > 1
+        if earlier and interaction.calls not in (MOST_PREFERRED, MOST_PREFERRED - 1):
+            return []
+        return self.waiting(request)
+
     def _find(self, request: Request) -> Interaction | None:
         if not request.interaction:
             return None

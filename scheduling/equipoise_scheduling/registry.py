@@ -14,6 +14,7 @@ from equipoise_scheduling.overload import OverloadSettings
 from equipoise_scheduling.prediction import PredictionSettings, Predictor
 from equipoise_scheduling.schedulers.drr import DRR
 from equipoise_scheduling.schedulers.equipoise import Equipoise
+from equipoise_scheduling.schedulers.fairserve import FairServe
 from equipoise_scheduling.schedulers.fcfs import FCFS
 from equipoise_scheduling.schedulers.lcf import LCF
 from equipoise_scheduling.schedulers.round_robin import RoundRobin
@@ -21,7 +22,7 @@ from equipoise_scheduling.schedulers.rpm import RPM
 from equipoise_scheduling.schedulers.vtc import VTC
 
 SCHEDULERS: Mapping[str, type[TenantScheduler]] = {
-    scheduler.algorithm: scheduler for scheduler in (FCFS, RoundRobin, RPM, LCF, DRR, VTC, Equipoise)
+    scheduler.algorithm: scheduler for scheduler in (FCFS, RoundRobin, RPM, LCF, DRR, VTC, FairServe, Equipoise)
 }
 
 

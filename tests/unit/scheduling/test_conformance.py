@@ -13,7 +13,7 @@ from equipoise_scheduling.request import Outcome, Reason, Usage
 
 EVERY = sorted(SCHEDULERS)
 SKIPPING = {"Equipoise"}
-BOUNDED = {"VTC", "Equipoise"}
+BOUNDED = {"VTC", "FairServe", "Equipoise"}
 
 
 @pytest.fixture(params=EVERY)
