@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 import structlog
 
+from equipoise_api.gpu import GpuExporter
 from equipoise_api.sidecar_config import SCHEMA_VERSION
 from equipoise_api.sidecar_state import SidecarState
 from equipoise_operator.compile import Compiled, pass_through
@@ -75,12 +76,15 @@ class Fleet:
         *,
         epoch: Callable[[], int],
         clock: Callable[[], float],
+        exporter_on: Callable[[str], str | None] = lambda _node: None,
         seed: int | None = None,
     ) -> None:
+        """`exporter_on` gives the URL of a node's dcgm-exporter."""
         self._client = client
         self._pusher = pusher
         self._epoch = epoch
         self._clock = clock
+        self._exporter_on = exporter_on
         self._random = random.Random(seed)  # noqa: S311 - jitter
         self._slots = asyncio.Semaphore(CONCURRENCY)
         self._members: dict[str, Member] = {}
@@ -107,6 +111,10 @@ class Fleet:
     def config(self, policy: str | None) -> Compiled | None:
         """Return what a policy's sidecars should hold; None before its first compile."""
         return self._configs.get(policy)
+
+    def exporter_of(self, member: Member) -> str | None:
+        """Return the URL of the dcgm-exporter on a member's node; None, too, for one that no policy governs."""
+        return self._exporter_on(member.pod.node) if member.policy is not None else None
 
     def configure(self, policy: str, compiled: Compiled) -> None:
         """Set what a policy's sidecars should hold."""
@@ -188,6 +196,7 @@ class Fleet:
         await self._push(member)
         await self._read(member)
         await self._push(member)
+        await self._point(member)
         want = self._configs.get(member.policy)
         if member.refused is not None and want is not None and member.refused.revision == want.revision:
             raise member.refused.error
@@ -224,6 +233,13 @@ class Fleet:
         member.refused = None
         if result.revision == want.revision:
             member.acknowledged = want
+
+    async def _point(self, member: Member) -> None:
+        """Tell the sidecar where its node's exporter is, if it thinks otherwise."""
+        gpu = member.state.gpu if member.state is not None else None
+        want = self.exporter_of(member)
+        if gpu is not None and gpu.exporter != want:
+            await self._client.point(member.pod, GpuExporter(exporter=want))
 
     def _known(self, policy: str | None, revision: str) -> Compiled | None:
         present = self._configs.get(policy)

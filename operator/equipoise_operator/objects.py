@@ -42,6 +42,8 @@ class Pod:
     admin_port: int
     install: str | None
     """The install that the sidecar says it belongs to, where its environment says so."""
+    node: str
+    """Empty before it is scheduled."""
 
     @property
     def reachable(self) -> bool:
@@ -106,6 +108,7 @@ def pod(body: Mapping[str, Any]) -> Stored[Pod]:
         sidecar_runs=not over and running is not None and bool((running.get("state") or {}).get("running")),
         admin_port=_admin_port(container),
         install=_environment(container, INSTALL_VARIABLE),
+        node=spec.get("nodeName") or "",
     )
     return Stored(metadata["uid"], int(metadata["resourceVersion"]), reduced, reduced.labels)
 

@@ -27,6 +27,7 @@ from equipoise_operator.ca_bundle import CaBundle
 from equipoise_operator.compile import Compiled
 from equipoise_operator.controller import Controller
 from equipoise_operator.events import Events
+from equipoise_operator.exporters import Exporters
 from equipoise_operator.fleet import Fleet
 from equipoise_operator.issuer import Issuer
 from equipoise_operator.kube import ApiError, Kube
@@ -101,7 +102,16 @@ class Replica:
             push_seconds=self._leader.timing.grace,
         )
         pusher = Pusher(client, epoch=lambda: self._leader.epoch, raise_above=self._leader.raise_above)
-        self._fleet = Fleet(client, pusher, epoch=lambda: self._leader.epoch, clock=clock)
+        self._exporters = Exporters(
+            self._kube, namespace=settings.dcgm_namespace, selectors=settings.dcgm_selectors, leads=leads
+        )
+        self._fleet = Fleet(
+            client,
+            pusher,
+            epoch=lambda: self._leader.epoch,
+            clock=clock,
+            exporter_on=self._exporters.on,
+        )
         self._controller = Controller(
             kube=self._kube,
             store=self.store,
@@ -118,6 +128,7 @@ class Replica:
             fleet=self._fleet,
             writer=self._writer,
             clock=clock,
+            exporters_problem=lambda: self._exporters.problem,
         )
         self._bundle = CaBundle(self._kube, install=settings.install, leads=leads)
         self._unlabelled = UnlabelledSecrets(
@@ -188,6 +199,7 @@ class Replica:
                 self._events.run(),
                 self._bundle.run(),
                 self._unlabelled.run(),
+                self._exporters.run(),
                 self._recompile(),
             ):
                 group.create_task(part)

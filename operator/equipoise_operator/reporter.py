@@ -43,12 +43,14 @@ class Reporter:
         fleet: Fleet,
         writer: StatusWriter,
         clock: Callable[[], float],
+        exporters_problem: Callable[[], str] = lambda: "",
     ) -> None:
         self._store = store
         self._controller = controller
         self._fleet = fleet
         self._writer = writer
         self._clock = clock
+        self._exporters_problem = exporters_problem
         self._due: dict[Key, None] = {}
         self._active: set[str] = set()
         self._compiled: dict[Key, Compiled] = {}
@@ -140,6 +142,7 @@ class Reporter:
             sidecars=[self._sidecar(member) for member in self._fleet.members(uid)],
             conflict=placement.conflicts.get(uid) if placement else None,
             error=stored.error if stored else "",
+            exporters_problem=self._exporters_problem(),
         )
 
     def _sidecar(self, member: Member) -> SidecarView:
@@ -151,6 +154,7 @@ class Reporter:
             acknowledged=member.acknowledged,
             reason=member.error.reason if member.error else "",
             message=str(member.error) if member.error else "",
+            exporter=self._fleet.exporter_of(member),
         )
 
     def _unsynced(self, views: dict[Key, PolicyView]) -> set[str]:

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 from equipoise_api.names import DEFAULT_CLASS_NAME, ISSUER_PORT, OPERATOR_PORT
 
+DCGM_SELECTORS = ("app=nvidia-dcgm-exporter", "app.kubernetes.io/name=dcgm-exporter")
+"""As the GPU Operator and the exporter's own chart label it."""
 EVERY_ADDRESS = "0.0.0.0"  # noqa: S104 - probes, Prometheus and sidecars come from other addresses
 
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
@@ -41,6 +43,10 @@ class Settings:
     """HTTPS: certificates for sidecars. 0: a free one."""
     host: str = EVERY_ADDRESS
     """Address that both ports listen on."""
+    dcgm_namespace: str | None = None
+    """Namespace of the dcgm-exporters; None: nobody looks for them."""
+    dcgm_selectors: tuple[str, ...] = DCGM_SELECTORS
+    """Label selectors of their pods; any of them will do."""
     issuer_names: tuple[str, ...] = ()
     """DNS names and addresses in the serving certificate, beside the pod's address and loopback."""
 
@@ -62,16 +68,19 @@ class Settings:
             http_port=_port(environment, "EQUIPOISE_HTTP_PORT", OPERATOR_PORT),
             issuer_port=_port(environment, "EQUIPOISE_ISSUER_PORT", ISSUER_PORT),
             host=environment.get("EQUIPOISE_HOST") or EVERY_ADDRESS,
+            dcgm_namespace=_name(environment, "EQUIPOISE_DCGM_NAMESPACE", "") or None,
+            dcgm_selectors=_list(environment, "EQUIPOISE_DCGM_SELECTORS", ";") or DCGM_SELECTORS,
             issuer_names=_list(environment, "EQUIPOISE_ISSUER_NAMES"),
         )
 
 
-def _list(environment: Mapping[str, str], variable: str) -> tuple[str, ...]:
-    return tuple(part.strip() for part in environment.get(variable, "").split(",") if part.strip())
+def _list(environment: Mapping[str, str], variable: str, separator: str = ",") -> tuple[str, ...]:
+    return tuple(part.strip() for part in environment.get(variable, "").split(separator) if part.strip())
 
 
 def _name(environment: Mapping[str, str], variable: str, default: str) -> str:
-    return _checked(variable, environment.get(variable) or default)
+    value = environment.get(variable) or default
+    return _checked(variable, value) if value else ""
 
 
 def _checked(variable: str, value: str) -> str:

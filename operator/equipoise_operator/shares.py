@@ -84,11 +84,13 @@ def weights_of(tenants: Mapping[str, TenantConfig], default: DefaultTenant) -> W
 def load(states: Sequence[SidecarState]) -> Load:
     """Return the load of all engines."""
     kv = [state.engine.kv_usage for state in states if state.engine.kv_usage is not None]
+    gpu = [state.gpu.utilisation for state in states if state.gpu and state.gpu.utilisation is not None]
     return Load(
         queued=rounded(sum(state.load.queued for state in states)),
         running=rounded(sum(state.load.running for state in states)),
         saturation_percent=_mean_percent(state.load.saturation for state in states),
         kv_percent=_mean_percent(kv),
+        gpu_percent=_mean_percent(gpu),
     )
 
 
@@ -128,11 +130,19 @@ def _usage(parts: Sequence[tuple[TenantState, float]]) -> Usage:
         cached_tokens_per_minute=rounded(sum(tenant.cached_tokens * rate for tenant, rate in parts)),
         generated_tokens_per_minute=rounded(generated),
         tokens_per_minute=rounded(prompt + generated),
+        gpu_seconds=_known_sum((tenant.gpu_seconds, rate) for tenant, rate in parts),
+        energy_joules=_known_sum((tenant.energy_joules, rate) for tenant, rate in parts),
         rejected=[
             Rejections(reason=reason, per_minute=rounded(count))
             for reason, count in sorted(rejected.most_common(MOST_REASONS))
         ],
     )
+
+
+def _known_sum(values: Iterable[tuple[float | None, float]]) -> int | None:
+    """Add up what sidecars with GPU metrics measured; None without any."""
+    known = [value * rate for value, rate in values if value is not None]
+    return rounded(math.fsum(known)) if known else None
 
 
 def _latency(tenants: Sequence[TenantState]) -> Latency:

@@ -10,6 +10,7 @@ import aiohttp
 from pydantic import ValidationError
 
 from equipoise_api import names
+from equipoise_api.gpu import GpuExporter
 from equipoise_api.sidecar_config import ConfigPatch, Problem, PushResult
 from equipoise_api.sidecar_state import SidecarState
 from equipoise_operator.objects import Pod
@@ -76,6 +77,12 @@ class SidecarClient:
     async def patch(self, pod: Pod, patch: ConfigPatch) -> PushResult:
         """Push what changed. RefusedError 412 if the sidecar does not hold the base."""
         return await self._push("PATCH", pod, patch.canonical())
+
+    async def point(self, pod: Pod, told: GpuExporter) -> None:
+        """Tell the sidecar where its node's GPU metrics are. RefusedError if it refuses."""
+        status, text = await self._call("PUT", pod, names.GPU_EXPORTER_PATH, told.canonical(), STATE_SECONDS)
+        if status != 204:
+            raise RefusedError(status, _problem(text))
 
     async def _push(self, method: str, pod: Pod, body: bytes) -> PushResult:
         status, text = await self._call(method, pod, names.CONFIG_PATH, body, self._push_seconds)

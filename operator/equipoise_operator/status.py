@@ -14,6 +14,7 @@ from equipoise_api.tenant import Latency, Share, Tenant, TenantPolicyStatus, Ten
 from equipoise_operator import shares
 from equipoise_operator.compile import Compiled
 from equipoise_operator.findings import Finding, summary
+from equipoise_operator.gpu_status import gpu_metrics_stale
 
 NAMED = 3
 """Sidecars that a message names; the rest are counted."""
@@ -34,6 +35,8 @@ class SidecarView:
     reason: str = ""
     message: str = ""
     """Why the last call to it failed."""
+    exporter: str | None = None
+    """URL of the dcgm-exporter on its node, where one is known."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +50,8 @@ class PolicyView:
     """Pods that an older policy has."""
     error: str = ""
     """Why the newest version of the object could not be read."""
+    exporters_problem: str = ""
+    """Why there may be dcgm-exporters that the operator does not know."""
 
     def states(self) -> list[SidecarState]:
         """Return the states that count."""
@@ -79,6 +84,7 @@ def policy_status(view: PolicyView, now: str) -> FairnessPolicyStatus:
             accepted,
             programmed,
             _signal_stale(maker, view),
+            maker.make("GPUMetricsStale", *gpu_metrics_stale(view)),
             _bound_met(maker, view),
         ],
         revision=revision,
@@ -299,9 +305,10 @@ def _sum(usages: Sequence[Usage]) -> Usage:
         for each in usage.rejected:
             rejected[each.reason] = rejected.get(each.reason, 0) + each.per_minute
     counts = {
-        name: shares.rounded(sum(getattr(usage, name) for usage in usages))
+        name: shares.rounded(sum(known))
         for name in Usage.model_fields
         if name != "rejected"
+        and (known := [value for usage in usages if (value := getattr(usage, name)) is not None])
     }
     most = sorted(rejected.items(), key=lambda item: (-item[1], item[0]))[: shares.MOST_REASONS]
     return Usage.model_validate(

@@ -48,12 +48,22 @@ def secret_body(name, namespace="team", *, meta=None, kind="Opaque", entries=Non
 
 
 def pod_body(
-    name, namespace="team", *, meta=None, labels=None, ip="10.0.0.1", running=True, ports=(), env=()
+    name,
+    namespace="team",
+    *,
+    meta=None,
+    labels=None,
+    ip="10.0.0.1",
+    running=True,
+    ports=(),
+    env=(),
+    node="node-a",
 ):
     state = {"running": {"startedAt": "2026-01-01T00:00:00Z"}} if running else {"waiting": {}}
     return {
         "metadata": metadata(name, namespace, labels=labels or {"app": "vllm"}, **(meta or {})),
         "spec": {
+            "nodeName": node,
             "initContainers": [
                 {
                     "name": names.SIDECAR_CONTAINER,

@@ -1,6 +1,6 @@
 import pytest
 
-from equipoise_operator.settings import Settings, SettingsError
+from equipoise_operator.settings import DCGM_SELECTORS, Settings, SettingsError
 
 ENVIRONMENT = {"POD_NAME": "operator-0", "POD_NAMESPACE": "platform"}
 
@@ -29,6 +29,15 @@ def test_lists_are_separated_by_commas():
     assert settings.issuer_names == ("equipoise.platform.svc", "10.0.0.1")
 
 
+def test_exporters_are_looked_for_where_a_namespace_is_named():
+    assert Settings.from_environment(ENVIRONMENT).dcgm_namespace is None
+    named = ENVIRONMENT | {"EQUIPOISE_DCGM_NAMESPACE": "gpu-operator"}
+    assert Settings.from_environment(named).dcgm_namespace == "gpu-operator"
+    assert Settings.from_environment(named).dcgm_selectors == DCGM_SELECTORS
+    own = named | {"EQUIPOISE_DCGM_SELECTORS": "app in (a, b); x=y"}
+    assert Settings.from_environment(own).dcgm_selectors == ("app in (a, b)", "x=y")
+
+
 def test_the_install_names_the_lease():
     settings = Settings.from_environment(ENVIRONMENT | {"EQUIPOISE_INSTALL": "blue"})
     assert settings.lease_name == "blue-operator"
@@ -43,6 +52,7 @@ def test_the_install_names_the_lease():
         ("EQUIPOISE_INSTALL", "Not A Label"),
         ("EQUIPOISE_WATCH_NAMESPACES", "team-a,Team-B"),
         ("POD_NAMESPACE", "a/b"),
+        ("EQUIPOISE_DCGM_NAMESPACE", "GPU"),
     ],
 )
 def test_a_wrong_variable_is_named_with_its_value(variable, value):

@@ -8,6 +8,7 @@ import pytest
 from aiohttp import web
 
 from equipoise_api import names
+from equipoise_api.gpu import GpuExporter
 from equipoise_api.sidecar_config import ConfigPatch, ConfigPush, Problem, PushResult
 from equipoise_operator.leader import NotLeadingError
 from equipoise_operator.pki import Authority, new_authority
@@ -43,6 +44,7 @@ async def peer(make):
     app = web.Application(client_max_size=2**26)
     app.router.add_route("*", names.CONFIG_PATH, handle)
     app.router.add_route("*", names.STATE_PATH, handle)
+    app.router.add_route("*", names.GPU_EXPORTER_PATH, handle)
     runner = web.AppRunner(app, shutdown_timeout=0.1)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=context).start()
@@ -142,6 +144,21 @@ async def test_a_state_is_read(make, peer):
     peer.respond = lambda: web.Response(status=500, text="oops")
     with pytest.raises(RefusedError, match="oops"):
         await peer.client.state(peer.pod)
+
+
+async def test_where_gpu_metrics_are_is_told_by_the_leader_alone(peer):
+    peer.respond = lambda: web.Response(status=204)
+    told = GpuExporter(exporter="http://10.0.0.9:9400/metrics")
+    await peer.client.point(peer.pod, told)
+    ((method, body),) = peer.bodies
+    assert (method, GpuExporter.model_validate_json(body)) == ("PUT", told)
+    peer.respond = lambda: web.json_response(Problem(message="no such path").document(), status=404)
+    with pytest.raises(RefusedError, match="no such path"):
+        await peer.client.point(peer.pod, told)
+    peer.leading = False
+    with pytest.raises(SidecarError):
+        await peer.client.point(peer.pod, told)
+    assert len(peer.bodies) == 2
 
 
 async def test_a_hanging_sidecar_costs_the_deadline(make, peer):

@@ -36,6 +36,7 @@ class TestPolicy:
             "Accepted": ("True", "Accepted"),
             "Programmed": ("True", "Programmed"),
             "EngineSignalStale": ("False", "Fresh"),
+            "GPUMetricsStale": ("Unknown", "NoSidecars"),
             "FairnessBoundMet": ("True", "WithinBound"),
         }
         assert (status.tenants, status.revision, status.sidecars.synced_of_total) == (
