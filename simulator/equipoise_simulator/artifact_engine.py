@@ -222,7 +222,7 @@ class ArtifactGate:
         if not self._tenants[request.tenant]:
             del self._tenants[request.tenant]
 
-    def preempted(self, now: float) -> None:
+    def preempted(self, now: float, count: int = 1) -> None:
         """Never happens: lengths are known."""
 
     def tick(self, now: float) -> None:

@@ -4,8 +4,8 @@ A name is `TYPE[:PREDICTOR][:PARAMETER=VALUE]...`, all case-insensitive:
 
 - TYPE is one of FairnessPolicy's `algorithm.type` (FCFS, RoundRobin, RPM, LCF, DRR, VTC, FairServe, Equinox, ExFairS,
   Equipoise);
-- PREDICTOR is none, average, mixture, or, as only a simulation can, oracle (the true length) and noisy (the true length
-  +-50 %, uniform, seeded); left out, the policy's default;
+- PREDICTOR is none, average, mixture, or, as only a simulation can, oracle (the true length), noisy (the true length
+  +-50 %, uniform, seeded) or a number of tokens (for every request); left out, the policy's default;
 - PARAMETER is a field of the algorithm's member in FairnessPolicy, or a part of its name that no other field has:
   `RPM:limit=5` is `requestsPerMinute: 5`, `Equipoise:oracle:band=2000:stretch=5` has `bandTokens` and `stretch`;
   `userLimit` and `applicationLimit` are the policy's `overload`, for any type.
@@ -23,13 +23,14 @@ from equipoise_api.names import DEFAULT_TENANT
 from equipoise_api.policy import Algorithm, AlgorithmType, Capacity, Cost, Overload, Prediction, Queue
 from equipoise_scheduling.contract import TenantSettings
 from equipoise_scheduling.registry import SCHEDULERS, create, scheduler_settings
-from equipoise_simulator.oracle import Noisy, Oracle
+from equipoise_simulator.oracle import Constant, Noisy, Oracle
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from equipoise_scheduling.base import TenantScheduler
     from equipoise_scheduling.gate import GateSettings
+    from equipoise_scheduling.prediction import Predictor
     from equipoise_simulator.rules import Rules
     from equipoise_simulator.workload import Workload
 
@@ -52,8 +53,8 @@ class Contender:
     label: str
     algorithm: Algorithm
     prediction: Prediction = field(default_factory=Prediction)
-    foresight: Foresight | None = None
-    """A predictor that knows the workload, in place of `prediction`."""
+    foresight: Foresight | int | None = None
+    """A predictor that knows the workload, or says so many tokens of every request, in place of `prediction`."""
     cost: Cost = field(default_factory=Cost)
     queue: Queue = field(default_factory=lambda: Queue(max_requests=1_000_000))
     overload: Overload = field(default_factory=Overload)
@@ -75,7 +76,7 @@ class Contender:
         if algorithm is None or algorithm not in SCHEDULERS:
             raise ValueError(f"scheduler {kind!r} is unknown: use one of {', '.join(SCHEDULERS)}")
         prediction = Prediction()
-        foresight: Foresight | None = None
+        foresight: Foresight | int | None = None
         parameters: dict[str, str] = {}
         for part in rest:
             word = part.strip().lower()
@@ -86,10 +87,12 @@ class Contender:
                 prediction = _PREDICTORS[word]
             elif word in get_args(Foresight):
                 foresight = "oracle" if word == "oracle" else "noisy"
+            elif word.isdecimal() and int(word) > 0:
+                foresight = int(word)
             else:
                 raise ValueError(
                     f"scheduler {name!r}: {part!r} is neither a predictor "
-                    f"({', '.join((*_PREDICTORS, *get_args(Foresight)))}) nor PARAMETER=VALUE"
+                    f"({', '.join((*_PREDICTORS, *get_args(Foresight)))}, a number of tokens) nor PARAMETER=VALUE"
                 )
         limits = {
             _OVERLOAD[key.lower()]: parameters.pop(key)
@@ -112,9 +115,7 @@ class Contender:
 
     def scheduler(self, workload: Workload, seed: int) -> TenantScheduler:
         """Make the scheduler, as a sidecar does from its configuration."""
-        settings = scheduler_settings(
-            self.algorithm, self.cost, self.prediction, self.queue, self.overload
-        )
+        settings = scheduler_settings(self.algorithm, self.cost, self.prediction, self.queue, self.overload)
         if self.rules is None:
             tenants = {name: TenantSettings(weight=self.weight(name, workload)) for name in workload.tenants}
         else:
@@ -122,11 +123,15 @@ class Contender:
             tenants[DEFAULT_TENANT] = self.rules.default.settings
         if not self.enforced:
             settings, tenants = replace(settings, max_queued=None), {}
-        predictor = None
-        if self.foresight is not None:
-            lengths = {call.id: call.output_tokens for call in workload.calls}
-            predictor = Oracle(lengths) if self.foresight == "oracle" else Noisy(lengths, seed=seed)
-        return create(self.algorithm.type, settings, tenants, predictor)
+        return create(self.algorithm.type, settings, tenants, self._predictor(workload, seed))
+
+    def _predictor(self, workload: Workload, seed: int) -> Predictor | None:
+        if self.foresight is None:
+            return None
+        if isinstance(self.foresight, int):
+            return Constant(self.foresight)
+        lengths = {call.id: call.output_tokens for call in workload.calls}
+        return Oracle(lengths) if self.foresight == "oracle" else Noisy(lengths, seed=seed)
 
 
 def _algorithm(name: str, kind: str, parameters: Mapping[str, str]) -> Algorithm:

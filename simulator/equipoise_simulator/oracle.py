@@ -1,4 +1,4 @@
-"""Predictors that only a simulation can have: they know the lengths to come."""
+"""Predictors that only a simulation can have: they know the lengths to come, or say one number for all."""
 
 from __future__ import annotations
 
@@ -39,3 +39,14 @@ class Noisy(Oracle):
                 for name, length in lengths.items()
             }
         )
+
+
+class Constant(NoPrediction):
+    """Says the same of every request. O(1)."""
+
+    def __init__(self, tokens: int) -> None:
+        self._tokens = tokens
+
+    @override
+    def predict(self, request: Request) -> int:
+        return min(self._tokens, request.max_tokens)

@@ -114,7 +114,7 @@ class Admission(Protocol):
     def finish(self, request: Request) -> None:
         """Count an end."""
 
-    def preempted(self, now: float) -> None:
+    def preempted(self, now: float, count: int = 1) -> None:
         """Plan with less."""
 
     def tick(self, now: float) -> None:
@@ -194,6 +194,7 @@ class _Run:
             self.engine = EngineModel(profile)
             self.gate = _gate(*gate, profile, contender.capacity)
         self.gate_name = "artifact" if self.artifact else gate[0]
+        self.scheduler.set_pool(contender.capacity.kv_tokens or profile.kv_blocks * profile.block_size)
         self.rules = contender.rules if contender.enforced else None
         self.limits = MinuteLimits(self.rules) if self.rules is not None else None
         self.records: list[Record] = []
@@ -391,7 +392,7 @@ class _Run:
             record.dispatched, record.predicted, record.work = now, request.predicted_tokens, self.work
             record.sequence = Sequence(
                 record.call.prompt_tokens,
-                record.call.output_tokens,
+                record.call.leaves_after or record.call.output_tokens,
                 priority=request.priority,
                 arrival=now,
                 owner=record,
@@ -447,7 +448,7 @@ class _Run:
         for sequence in step.preempted:
             self._count(sequence.owner, self.engine.generated(sequence))
         if step.preempted:
-            self.gate.preempted(now)
+            self.gate.preempted(now, len(step.preempted))
         for sequence in step.first:
             record = sequence.owner
             if record.first_token is None:
@@ -456,16 +457,19 @@ class _Run:
         for sequence in step.finished:
             record = sequence.owner
             call = record.call
-            self._count(record, call.output_tokens)
+            generated = call.leaves_after or call.output_tokens
+            self._count(record, generated)
             life = now - record.dispatched
+            outcome = Outcome.FINISHED if call.leaves_after is None else Outcome.CANCELLED
             usage = Usage(
                 call.prompt_tokens,
-                call.output_tokens,
+                generated,
+                exact=call.leaves_after is None,
                 gpu_utilisation=min(1.0, max(0.0, (self.work - record.work) / life)) if life > 0 else None,
             )
-            self.scheduler.settle(record.request, usage, Outcome.FINISHED, now)
+            self.scheduler.settle(record.request, usage, outcome, now)
             self.gate.finish(record.request)
-            self._end(record, Outcome.FINISHED)
+            self._end(record, outcome)
 
 
 def _seconds(milliseconds: int | None) -> float | None:
