@@ -198,6 +198,7 @@ class Result:
             "ttft_seconds": _durations([record.ttft for record in records]),
             "tpot_seconds": _durations([record.tpot for record in records]),
             "slo_attainment": attainment(sum(kept), len(kept)),
+            "slo_by_budget": _by_budget(records),
             "wasted_tokens": sum(wasted.get(record.call.id, (0, 0))[0] for record in records),
             "wasted_prompt_tokens": sum(wasted.get(record.call.id, (0, 0))[1] for record in records),
             "prediction_error_tokens": sum(errors) / len(errors) if errors else None,
@@ -212,6 +213,20 @@ class Result:
             for record in self.records
             if not record.finished or record.call.interaction in broken
         }
+
+
+def _by_budget(records: Sequence[Record]) -> dict[str, dict[str, int]]:
+    """Count the calls that kept their SLO and all that had one, by its budget in seconds (the first token's, else the end's)."""
+    found: dict[str, dict[str, int]] = {}
+    for record in records:
+        kept = record.slo_kept
+        if kept is None:
+            continue
+        budget = record.call.ttft_budget if record.call.ttft_budget is not None else record.call.e2e_budget
+        cell = found.setdefault(f"{budget:g}", {"kept": 0, "total": 0})
+        cell["kept"] += kept
+        cell["total"] += 1
+    return found
 
 
 def _tokens(records: Sequence[Record]) -> int:

@@ -31,6 +31,8 @@ class Call:
     """What the engine will generate: nobody but an oracle knows."""
     max_tokens: int = MAX_TOKENS
     """The client's limit; the engine's context may leave less."""
+    leaves_after: int | None = None
+    """Output tokens after which the client leaves, so that no usage is ever reported; None: it stays."""
     after: str | None = None
     """Id of the call whose end this one waits for; it is never sent when that one fails."""
     application: str = ""
@@ -48,6 +50,8 @@ class Call:
                 f"call {self.id}: prompt_tokens={self.prompt_tokens} and output_tokens={self.output_tokens}"
                 " must be at least 1"
             )
+        if self.leaves_after is not None and not 1 <= self.leaves_after <= self.output_tokens:
+            raise ValueError(f"call {self.id}: leaves_after={self.leaves_after} must be within its output")
         if not 0 <= self.arrival < math.inf:
             raise ValueError(f"call {self.id}: arrival={self.arrival} must be seconds from the start")
 
