@@ -51,8 +51,8 @@ class CounterWatch:
         """Highest least counter in this generation and the last."""
         self._lag = [0.0] * 2
         """R of this generation and the last."""
-        self._closest: list[tuple[float, float] | None] = [None, None]
-        """Largest gap to its limit, and that limit."""
+        self._gap = [0.0] * 2
+        """Largest gap between two of the backlogged in this generation and the last."""
 
     # -- events
 
@@ -106,10 +106,7 @@ class CounterWatch:
         if self._ticks % GENERATION == 0:
             self._age(flights)
         if len(backlogged) > 1:
-            gap, limit = max(backlogged) - min(backlogged), self.limit
-            closest = self._closest[0]
-            if closest is None or gap - limit > closest[0] - closest[1]:
-                self._closest[0] = (gap, limit)
+            self._gap[0] = max(self._gap[0], max(backlogged) - min(backlogged))
 
     def _age(self, flights: Iterable[Flight]) -> None:
         oldest: dict[str, int] = {}
@@ -127,15 +124,12 @@ class CounterWatch:
             self._widen(seat)
         self._reached = [float("-inf"), self._reached[0]]
         self._lag = [0.0, self._lag[0]]
-        self._closest = [None, self._closest[0]]
+        self._gap = [0.0, self._gap[0]]
 
     def bound(self) -> Bound:
-        """Return the bound and the gap that came closest to it, in this generation and the last."""
-        gap, limit = max(
-            (seen for seen in self._closest if seen is not None),
-            key=lambda seen: seen[0] - seen[1],
-            default=(0.0, self.limit),
-        )
-        return Bound(
-            undelivered=self._most_rise, limit=limit, gap=gap, met=gap <= limit + 1e-6 * limit + 0.01
-        )
+        """Return the bound and the largest gap, of this generation and the last.
+
+        The limit only rises within a generation, as what was in flight turns out: a gap is compared with the last word.
+        """
+        limit, gap = self.limit, max(self._gap)
+        return Bound(undelivered=self._most_rise, limit=limit, gap=gap, met=gap <= limit * (1 + 1e-6) + 0.01)
