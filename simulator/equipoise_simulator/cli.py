@@ -25,6 +25,11 @@ def engine(
     stream_interval: int = 1,
     force_include_usage: bool = False,
     prompt_tokens_details: bool = False,
+    dcgm_host: str = "127.0.0.1",
+    dcgm_port: int | None = None,
+    dcgm_pod: str = "",
+    dcgm_namespace: str = "default",
+    dcgm_seconds: float = 30.0,
     die_after_tokens: int | None = None,
     garbage: bool = False,
     garbage_events: bool = False,
@@ -34,7 +39,8 @@ def engine(
 ) -> None:
     """Serve an OpenAI-compatible engine that keeps a real vLLM's time, without a model.
 
-    The options after `prompt_tokens_details` are faults for tests. Ends on SIGINT or SIGTERM; a bad option or an address
+    With `dcgm_port` a stand-in for dcgm-exporter listens there, with a GPU of that pod that is as busy as the engine, sampled
+    every so many seconds. The options after that are faults for tests. Ends on SIGINT or SIGTERM; a bad option or an address
     that cannot be had ends with a message on one line.
     """
     import asyncio
@@ -44,7 +50,7 @@ def engine(
     import uvloop
 
     from equipoise_simulator.profiles import profile_named
-    from equipoise_simulator.standin import Faults, Settings, StandIn
+    from equipoise_simulator.standin import DcgmPlace, Faults, Settings, StandIn
 
     async def serve() -> None:
         sizes = {"max_num_seqs": max_num_seqs, "max_model_len": max_model_len, "kv_tokens": kv_tokens}
@@ -71,6 +77,15 @@ def engine(
                 busy=busy,
                 accept_delay_seconds=accept_delay_seconds,
                 close_connections=close_connections,
+            ),
+            dcgm=None
+            if dcgm_port is None
+            else DcgmPlace(
+                host=dcgm_host,
+                port=dcgm_port,
+                pod=dcgm_pod,
+                namespace=dcgm_namespace,
+                interval_seconds=dcgm_seconds,
             ),
         )
         stopped = asyncio.Event()

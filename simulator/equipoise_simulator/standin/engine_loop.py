@@ -70,6 +70,8 @@ class EngineLoop:
 
     def _deliver(self, step: Step) -> None:
         stats = self.stats
+        stats.busy_seconds += step.ends - step.begins
+        stats.prefill_seconds += self.model.profile.a1 * step.prefill_tokens
         for sequence, tokens in step.prefilled:
             stats.prompt_tokens += tokens
             choice: Choice = sequence.owner

@@ -7,7 +7,7 @@ import contextlib
 import os
 import socket
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import uvicorn
 from typing_extensions import override
@@ -15,6 +15,7 @@ from typing_extensions import override
 from equipoise_simulator.engine_model import EngineModel
 from equipoise_simulator.profiles import Profile, profile_named
 from equipoise_simulator.standin.app import Settings, StandInApp
+from equipoise_simulator.standin.dcgm import DcgmExporter, DcgmPlace
 from equipoise_simulator.standin.engine_loop import EngineLoop
 from equipoise_simulator.standin.faults import Faults, protocol_with
 from equipoise_simulator.standin.stats import Stats
@@ -39,7 +40,8 @@ class _Server(uvicorn.Server):
 class StandIn:
     """An OpenAI-compatible server before an engine model that runs in real time, `speed` times as fast.
 
-    Listens on `host`:`port` (0 takes a free one) or, with `uds`, on a Unix socket of mode 0755 as vLLM's.
+    Listens on `host`:`port` (0 takes a free one) or, with `uds`, on a Unix socket of mode 0755 as vLLM's. With `dcgm` there
+    is a stand-in for dcgm-exporter, too.
     """
 
     def __init__(
@@ -54,6 +56,7 @@ class StandIn:
         priority_scheduling: bool = False,
         max_num_queued_reqs: int | None = None,
         faults: Faults | None = None,
+        dcgm: DcgmPlace | None = None,
     ) -> None:
         named = profile_named(profile) if isinstance(profile, str) else profile
         self.settings = settings or Settings()
@@ -68,7 +71,10 @@ class StandIn:
         self.host = host
         self.port = port
         self.uds = None if uds is None else Path(uds)
-        self._server: _Server | None = None
+        self.dcgm = None if dcgm is None else DcgmExporter(self.stats, dcgm)
+        self.dcgm_port = 0
+        """Where the exporter listens, once it does."""
+        self._servers: list[_Server] = []
         self._tasks: list[asyncio.Task[None]] = []
 
     @property
@@ -88,41 +94,50 @@ class StandIn:
         await self.stop()
 
     async def start(self) -> None:
-        """Listen and begin to step; OSError when the address cannot be had."""
-        config = uvicorn.Config(
-            StandInApp(self.settings, self.loop, self.stats, self.faults),
-            http=protocol_with(self.faults),
-            uds=str(self.uds) if self.uds else None,
-            lifespan="off",
-            ws="none",
-            interface="asgi3",
-            access_log=False,
-            log_config=None,
-            proxy_headers=False,
-            timeout_keep_alive=KEEP_ALIVE_SECONDS,
-            timeout_graceful_shutdown=1,
-        )
-        sockets = None if self.uds else [self._bind()]
-        self._server = _Server(config)
+        """Listen and begin to step; OSError when an address cannot be had."""
+        app = StandInApp(self.settings, self.loop, self.stats, self.faults)
+        engine = _Server(_config(app, protocol_with(self.faults), self.uds))
+        listener = None if self.uds else _bind(self.host, self.port)
+        if listener is not None:
+            self.port = listener.getsockname()[1]
+        served = [(engine, listener)]
+        if self.dcgm is not None:
+            place = self.dcgm.place
+            try:
+                metrics = _bind(place.host, place.port)
+            except OSError:
+                if listener is not None:
+                    listener.close()
+                raise
+            self.dcgm_port = metrics.getsockname()[1]
+            served.append((_Server(_config(self.dcgm, "httptools", None)), metrics))
+        self._servers = [server for server, _ in served]
         self._tasks = [
-            asyncio.create_task(self._server.serve(sockets=sockets), name="stand-in HTTP"),
             asyncio.create_task(self.loop.run(), name="stand-in engine"),
+            *(
+                asyncio.create_task(
+                    server.serve(sockets=None if found is None else [found]), name="stand-in HTTP"
+                )
+                for server, found in served
+            ),
         ]
-        while not self._server.started:
-            if self._tasks[0].done():
-                self._tasks[0].result()
-                raise OSError(f"the stand-in could not listen on {self.uds or self.url}")
+        while not all(server.started for server in self._servers):
+            for task in self._tasks[1:]:
+                if task.done():
+                    task.result()
+                    raise OSError(f"the stand-in could not listen on {self.uds or self.url}")
             await asyncio.sleep(0.005)
         if self.uds:
             self.uds.chmod(SOCKET_MODE)
 
     async def stop(self) -> None:
-        """Close the listener, cut what is open, free the address."""
-        assert self._server is not None, "the stand-in was not started"
-        for connection in list(self._server.server_state.connections):
-            connection.transport.abort()
-        self._server.should_exit = True
-        self._tasks[1].cancel()
+        """Close the listeners, cut what is open, free the addresses."""
+        assert self._servers, "the stand-in was not started"
+        for server in self._servers:
+            for connection in list(server.server_state.connections):
+                connection.transport.abort()
+            server.should_exit = True
+        self._tasks[0].cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if self.uds:
             self.uds.unlink(missing_ok=True)
@@ -133,14 +148,30 @@ class StandIn:
         for task in ended:
             task.result()
 
-    def _bind(self) -> socket.socket:
-        family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
-        listener = socket.socket(family, socket.SOCK_STREAM)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listener.bind((self.host, self.port))
-        except OSError as error:
-            listener.close()
-            raise OSError(error.errno, f"{os.strerror(error.errno or 0)}: {self.host}:{self.port}") from None
-        self.port = listener.getsockname()[1]
-        return listener
+
+def _config(app: Any, protocol: Any, uds: Path | None) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        http=protocol,
+        uds=str(uds) if uds else None,
+        lifespan="off",
+        ws="none",
+        interface="asgi3",
+        access_log=False,
+        log_config=None,
+        proxy_headers=False,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=1,
+    )
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        raise OSError(error.errno, f"{os.strerror(error.errno or 0)}: {host}:{port}") from None
+    return listener

@@ -76,6 +76,10 @@ class Stats:
         self.success = {"stop": 0, "length": 0, "abort": 0, "error": 0, "repetition": 0}
         self.rejected = 0
         self.late_seconds = 0.0
+        self.busy_seconds = 0.0
+        """With a step under way."""
+        self.prefill_seconds = 0.0
+        """Of these, those that prompt tokens took."""
         self.ttft = Histogram(_TTFT)
         self.inter_token = Histogram(_INTER_TOKEN)
         self.e2e = Histogram(_REQUEST)
