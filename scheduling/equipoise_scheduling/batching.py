@@ -127,22 +127,29 @@ class AdaptiveBatching:
         self.model = StepTimeModel()
         self.prefill_held = 0
         """Prompt tokens dispatched and not prefilled."""
+        self.generated = 0
+        """Output tokens since the start."""
         self._began: float | None = None
         self._context = 0
         """KV tokens held when the interval began."""
         self._prefilled = 0
-        self._generated = 0
+        self._generated_before = 0
         self._prefill_per_step = 0.0
 
-    def admits(self, limits: BatchingLimits, candidate: Held, sequences: int, context: int) -> bool:
-        """Say whether `candidate` may join a batch of `sequences` (not 0) that hold `context` KV tokens."""
+    def holds(self, limits: BatchingLimits, candidate: Held, sequences: int, context: int) -> str | None:
+        """Say what holds `candidate` back, for people; None: nothing."""
         most = limits.prefill_tokens
         if most is not None and self.prefill_held and self.prefill_held + candidate.prefill > most:
-            return False
-        if limits.inter_token_seconds is None:
-            return True
+            return (
+                f"when its prompt fits in {most} tokens to be prefilled ({self.prefill_held} are under way)"
+            )
+        target = limits.inter_token_seconds
+        if target is None:
+            return None
         seconds = self.step_seconds(sequences + candidate.sequences, context + candidate.kv)
-        return seconds is None or seconds <= limits.inter_token_seconds
+        if seconds is None or seconds <= target:
+            return None
+        return f"when a step with it takes less than {1000 * target:.0f} ms (predicted: {1000 * seconds:.0f})"
 
     def step_seconds(self, sequences: int, context: int) -> float | None:
         """Predict the step of a batch with the present prefill; None before enough was seen."""
@@ -159,7 +166,7 @@ class AdaptiveBatching:
         if not generated and held.generated:
             self.prefill_held -= prefill
             self._prefilled += max(0, held.prompt - held.request.cached_tokens)
-        self._generated += held.generated - generated
+        self.generated += held.generated - generated
 
     def finished(self, held: Held) -> None:
         """Count an end."""
@@ -187,7 +194,7 @@ class AdaptiveBatching:
                 seconds,
                 steps=steps,
                 prefill_tokens=self._prefilled,
-                tokens=self._generated,
+                tokens=self.generated - self._generated_before,
                 context_tokens=(self._context + context) / 2,
             )
             news = 1 - math.exp(-seconds / self.PREFILL_SECONDS)
@@ -196,6 +203,6 @@ class AdaptiveBatching:
 
     def _mark(self, now: float, flying: Iterable[Held], context: int) -> None:
         self._began, self._context = now, context
-        self._prefilled = self._generated = 0
+        self._prefilled, self._generated_before = 0, self.generated
         for held in flying:
             held.mark = held.generated or None

@@ -142,7 +142,7 @@ class Gate:
         if self.max_in_flight is not None and self.sequences + request.sequences > self.max_in_flight:
             return False
         candidate = Held(request, self._block, self.settings.context_tokens)
-        if not self.batching.admits(self.settings.batching, candidate, self.sequences, self.used):
+        if self.batching.holds(self.settings.batching, candidate, self.sequences, self.used) is not None:
             return False
         if self._pool is None:
             return True
@@ -166,6 +166,13 @@ class Gate:
     def percent(self) -> float:
         """L, the share of the pool that may be planned with, in percent."""
         return 100.0 if self.settings.kind == "prompt" else self._kv_limit.percent
+
+    def batching_holds(self, request: Request) -> str | None:
+        """Say what of adaptive batching holds `request` back, for people; None: nothing."""
+        if not self._held:
+            return None
+        candidate = Held(request, self._block, self.settings.context_tokens)
+        return self.batching.holds(self.settings.batching, candidate, self.sequences, self.used)
 
     def _limit(self, pool: int) -> float:
         """Return the KV tokens that may be planned with."""
@@ -199,6 +206,11 @@ class Gate:
         if self.settings.kind == "prompt":
             return self.used
         return self.peak if self.settings.kind == "peak" else self.reserved
+
+    @property
+    def widest(self) -> int:
+        """Most sequences of a request in flight; 1 with nothing in flight."""
+        return max((held.sequences for held in self._held.values()), default=1)
 
     @property
     def surplus(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import replace
 
 from equipoise_api.policy import Capacity as CapacityPolicy
@@ -13,6 +14,10 @@ from equipoise_sidecar.engine.signals import EngineSignals
 
 _BLOCK_TOKENS = 16
 """Of a KV block where the engine does not say: vLLM's default."""
+_FRESH_SECONDS = 0.25
+"""How long a request may wait in the engine for no other reason than that a step is under way: two steps, or this long
+while nobody knows how long a step takes."""
+_FRESH_STEPS = 2
 
 
 class Capacity:
@@ -27,6 +32,8 @@ class Capacity:
         self._signals: EngineSignals | None = None
         self._preemptions: int | None = None
         self._pool: tuple[int | None, int] = (None, _BLOCK_TOKENS)
+        self._started: deque[tuple[float, int]] = deque()
+        """When how many sequences went to the engine, since the last scrape."""
         self._resize()
 
     def configure(self, policy: CapacityPolicy, *, enforced: bool, context_tokens: int | None) -> None:
@@ -58,33 +65,59 @@ class Capacity:
         """Use of the gate's room, 0 to 1."""
         return self.gate.saturation() if self.enforced else 0.0
 
+    @property
+    def bounded(self) -> bool:
+        """Whether a fairness bound can hold: outputs to come are limited. Trivially so while nothing is enforced."""
+        return not self.enforced or self.gate.settings.bounded
+
+    def start(self, request: Request, now: float) -> None:
+        """Count a request that goes to the engine."""
+        self.gate.start(request)
+        self._started.append((now, request.sequences))
+
     def busy(self, now: float) -> None:
         """Note that the engine answered 503."""
         self.window.busy(now)
         self._resize()
 
-    def observe(self, signals: EngineSignals | None, *, queued: int, tokens: int, now: float) -> None:
-        """Take in fresh metrics; None where they are stale, then our own counts decide alone.
-
-        `tokens`: delivered since the start, prompts included.
-        """
+    def observe(self, signals: EngineSignals | None, *, queued: int, now: float) -> None:
+        """Take in fresh metrics; None where they are stale, then our own counts decide alone."""
         if signals is not None:
             self._signals = signals
-            self._count_preemptions(signals.preemptions, now)
             self._resize()
+            self._count_preemptions(signals.preemptions, now)
         pool = self.kv_tokens
         usage = signals.kv_usage if signals is not None else None
         self.gate.observe(None if usage is None or pool is None else round(usage * pool))
         waiting = signals.waiting if signals is not None else None
         self.window.observe(
-            now, Observation(in_flight=self.gate.sequences, queued=queued, waiting=waiting, tokens=tokens)
+            now,
+            Observation(
+                in_flight=self.gate.sequences,
+                queued=queued,
+                running=signals.running if signals is not None else None,
+                waiting=None if waiting is None else max(0, waiting - self._fresh(now)),
+                generated=self.gate.batching.generated,
+                widest=self.gate.widest,
+            ),
         )
         self._resize()
 
+    def _fresh(self, now: float) -> int:
+        """Return the sequences that the engine can hardly have looked at yet."""
+        step = self.gate.step_seconds
+        since = now - (_FRESH_SECONDS if step is None else _FRESH_STEPS * step)
+        fresh = sum(sequences for at, sequences in self._started if at >= since)
+        self._started.clear()
+        return fresh
+
     def _count_preemptions(self, preemptions: int | None, now: float) -> None:
         before, self._preemptions = self._preemptions, preemptions
-        if preemptions is not None and before is not None and preemptions > before:
-            self.gate.preempted(now)
+        if preemptions is None or before is None or preemptions <= before:
+            return
+        self.gate.preempted(now, preemptions - before)
+        if self.kv_tokens is None:
+            # with a pool of known size that is the gate's to plan
             self.window.preempted(now)
 
     def tick(self, now: float) -> None:

@@ -71,8 +71,6 @@ class Dispatcher:
         self.draining = False
         self.engine_reachable: bool | None = None
         """None before the first try."""
-        self.delivered_tokens = 0
-        """Prompt and output tokens since the start."""
         self.times_busy = 0
         """Requests that the engine would not take."""
         self.engine_lost = asyncio.Event()
@@ -174,7 +172,7 @@ class Dispatcher:
         ticket.dispatched_at = now
         ticket.gpu_mark = self.gpu.mark(now)
         self._disarm(ticket)
-        self.capacity.gate.start(request)
+        self.capacity.start(request, now)
         if ticket.facts.kind.generates:
             self.pace.started(request.sequences, now)
         self.admission.held_bytes -= ticket.held_bytes
@@ -250,14 +248,8 @@ class Dispatcher:
 
     def _deliver(self, ticket: Ticket, now: float) -> None:
         request = ticket.request
-        self._count(ticket)
         self.scheduler.progress(request, ticket.prompt, ticket.generated, now)
-        self.capacity.gate.progress(request, ticket.prompt, ticket.generated)
-
-    def _count(self, ticket: Ticket) -> None:
-        tokens = ticket.prompt + ticket.generated
-        self.delivered_tokens += tokens - ticket.counted
-        ticket.counted = tokens
+        self.capacity.gate.progress(request, ticket.prompt, ticket.generated, estimated=not ticket.streams)
 
     def _by_the_clock(self, ticket: Ticket, now: float) -> None:
         """Estimate the progress of an answer that does not show any: age times the measured pace, capped."""
@@ -294,9 +286,9 @@ class Dispatcher:
         else:
             usage = self._usage(ticket, outcome, now) if usage is None else usage
             usage = self._with_gpu(ticket, usage, now)
+            self.capacity.gate.progress(request, usage.prompt, usage.generated, estimated=not ticket.streams)
             self._land(ticket, now, usage.generated if usage.exact and outcome is Outcome.FINISHED else None)
             ticket.prompt, ticket.generated = usage.prompt, usage.generated
-            self._count(ticket)
             # embeddings and refused requests say nothing of how long answers are
             teaches = usage.exact and usage.generated > 0
             self.scheduler.settle(request, usage if teaches else replace(usage, exact=False), outcome, now)
@@ -407,7 +399,7 @@ class Dispatcher:
     def observe(self, signals: EngineSignals | None) -> None:
         """Take in the engine's metrics; None where they are stale."""
         now = self.clock()
-        self.capacity.observe(signals, queued=self.scheduler.queued, tokens=self.delivered_tokens, now=now)
+        self.capacity.observe(signals, queued=self.scheduler.queued, now=now)
         self.scheduler.set_pool(self.capacity.kv_tokens)
         self.pace.read_counter(signals.generated_tokens if signals is not None else None, now)
         self._pump(now)

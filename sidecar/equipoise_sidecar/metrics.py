@@ -24,6 +24,7 @@ from typing_extensions import override
 from equipoise_api.latency import GROWTH, SMALLEST_SECONDS
 from equipoise_sidecar.accounting import Recorder
 from equipoise_sidecar.certificate import CertificateKeeper
+from equipoise_sidecar.gate_metrics import gate_metrics
 from equipoise_sidecar.gpu_metrics import gpu_metrics
 from equipoise_sidecar.report import Reporter
 from equipoise_sidecar.snapshots import Snapshots
@@ -107,11 +108,11 @@ class SidecarMetrics(Collector):
         )
         yield _gauge(
             "saturation_ratio",
-            "Use of the gate's room, by slots or KV tokens, whichever is fuller; 1 is full.",
+            "Use of the gate's room, by slots, KV tokens or step time, whichever is fuller; 1 is full.",
             dispatcher.capacity.saturation(),
         )
-        yield _gauge("kv_plan_ratio", "Share of the KV cache that may be planned with.", gate.percent / 100)
         yield _gauge("kv_used_tokens", "KV tokens in use by the sidecar's own count.", gate.used)
+        yield from gate_metrics(dispatcher.capacity)
         pace = dispatcher.pace.tokens_per_second(dispatcher.clock())
         if pace is not None:
             yield _gauge(
@@ -141,8 +142,12 @@ class SidecarMetrics(Collector):
             yield from gpu_metrics(dispatcher.gpu, dispatcher.clock())
 
     def _fairness(self) -> Iterator[Metric]:
-        dispatcher = self.reporter.dispatcher
-        bound = dispatcher.scheduler.bound(dispatcher.clock()) if dispatcher.policy.enforce else None
+        bound = self.reporter.bound(self.reporter.dispatcher.clock())
+        yield _gauge(
+            "fairness_bounded",
+            "1 where the scheduler has a bound and the gate lets it hold.",
+            bound is not None,
+        )
         if bound is None:
             return
         unit = "in weighted tokens over weight"

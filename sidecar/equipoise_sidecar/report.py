@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 
 from equipoise_api.sidecar_state import EngineState, FairnessState, LoadState, SidecarState, TenantState
-from equipoise_scheduling.contract import TenantShare
+from equipoise_scheduling.contract import Bound, TenantShare
 from equipoise_sidecar.accounting import WINDOW_SECONDS, TenantAccount, histogram
 from equipoise_sidecar.config_store import ConfigStore
 from equipoise_sidecar.dispatcher import Dispatcher
@@ -86,8 +86,15 @@ class Reporter:
             saturation=dispatcher.capacity.saturation(),
         )
 
+    def bound(self, now: float) -> Bound | None:
+        """Return the fairness bound, where the policy is enforced and the gate lets one hold."""
+        dispatcher = self.dispatcher
+        if not dispatcher.policy.enforce or not dispatcher.capacity.bounded:
+            return None
+        return dispatcher.scheduler.bound(now)
+
     def _fairness(self, now: float) -> FairnessState:
-        bound = self.dispatcher.scheduler.bound(now) if self.dispatcher.policy.enforce else None
+        bound = self.bound(now)
         if bound is None:
             return FairnessState()
         return FairnessState(

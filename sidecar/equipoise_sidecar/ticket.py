@@ -55,7 +55,6 @@ class Ticket:
         "_owner",
         "_verdict",
         "_waiter",
-        "counted",
         "dispatched_at",
         "exact",
         "expiry",
@@ -99,8 +98,6 @@ class Ticket:
         """Whether these come from the engine's own usage."""
         self.streams = facts.stream
         """Whether progress shows while the answer comes; if not, the clock stands in."""
-        self.counted = 0
-        """Tokens of it that the dispatcher has counted as delivered."""
         self.expiry: asyncio.TimerHandle | None = None
 
     @property
