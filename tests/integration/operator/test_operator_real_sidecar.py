@@ -6,22 +6,27 @@ import ssl
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import aiohttp
 import pytest
+import yaml
 
 from equipoise_api import names
 from equipoise_api.sidecar_config import PASS_THROUGH
+from equipoise_simulator.standin import DcgmPlace, StandIn
 
+ROOT = Path(__file__).parents[3]
 KEY = "sk-" + "b" * 40
 
 
 class RealSidecar:
-    """A sidecar process for a pod on loopback. Its engine is not there: it is configured all the same."""
+    """A sidecar process for a pod on loopback. Its engine is not there unless a test says so: it is configured all the same."""
 
     def __init__(self, world, name, uid, ip, folder):
         self.world, self.name, self.uid, self.ip, self.folder = world, name, uid, ip, folder
         self.process = None
+        self.engine = "http://127.0.0.1:1"
 
     async def start(self):
         operator = await self.world.issuing()
@@ -30,7 +35,7 @@ class RealSidecar:
         (folder / "ca.crt").write_text(await self.world.ca())
         (folder / "token").write_text(await self.world.token(self))
         environment = {
-            "EQUIPOISE_ENGINE": "http://127.0.0.1:1",
+            "EQUIPOISE_ENGINE": self.engine,
             "EQUIPOISE_HOST": self.ip,
             "EQUIPOISE_STATE_DIR": str(folder / "state"),
             "EQUIPOISE_ISSUER_URL": operator.issuer,
@@ -183,3 +188,63 @@ async def test_one_sidecars_certificate_gets_403_on_anothers_admin_port(running)
         with pytest.raises(aiohttp.ClientError):
             await session.get(url + names.STATE_PATH, ssl=anonymous)
     assert (await synced(world, sidecars))["revision"] == before
+
+
+async def allow_exporters(world, namespace):
+    """Give the operator what the chart gives it with dcgm.enabled."""
+    cluster = world.cluster
+    role = await asyncio.to_thread(
+        cluster.helm,
+        *("template", "equipoise", str(ROOT / "charts" / "equipoise"), f"--namespace={world.namespace}"),
+        *("--show-only=templates/rbac.yaml", "--set", f"fullnameOverride={world.install}"),
+        *("--set", "dcgm.enabled=true", "--set", f"dcgm.namespace={namespace}"),
+    )
+    kept = [each for each in yaml.safe_load_all(role) if each["metadata"].get("namespace") == namespace]
+    assert [each["kind"] for each in kept] == ["Role", "RoleBinding"]
+    assert kept[0]["rules"] == [{"apiGroups": [""], "resources": ["pods"], "verbs": ["list"]}]
+    await asyncio.to_thread(cluster.kubectl, "apply", "--filename=-", input=yaml.safe_dump_all(kept))
+
+
+async def test_gpu_use_time_and_energy_come_from_the_exporter_of_the_pods_node(world, tmp_path):
+    cluster, ip, namespace = world.cluster, world.ip(), f"{world.namespace}-gpu"
+    await asyncio.to_thread(cluster.create_namespace, namespace)
+    await allow_exporters(world, namespace)
+    exporter = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": "exporter", "labels": {"app": "nvidia-dcgm-exporter"}},
+        "spec": {"containers": [{"name": "exporter", "image": "exporter"}]},
+    }
+    await asyncio.to_thread(cluster.run_pod, exporter, ip=ip, namespace=namespace)
+    world.operator(EQUIPOISE_DCGM_NAMESPACE=namespace)
+    gpu = {"dcgm": "Exporter", "scrapeSeconds": 1, "staleSeconds": 5}
+    await world.apply(
+        world.policy("policy", gpu=gpu), world.secret("keys", KEY), world.tenant("blue", secrets=("keys",))
+    )
+    pod_ip = world.ip()
+    uid = await asyncio.to_thread(cluster.run_pod, world.pod("vllm-0"), ip=pod_ip, namespace=world.namespace)
+    sidecar = RealSidecar(world, "vllm-0", uid, pod_ip, tmp_path)
+    place = DcgmPlace(host=ip, port=9400, pod="vllm-0", namespace=world.namespace, interval_seconds=0.5)
+    try:
+        async with StandIn(dcgm=place) as engine, aiohttp.ClientSession() as session:
+            sidecar.engine = engine.url
+            await sidecar.start()
+            await synced(world, [sidecar], "1/1")
+            deadline = time.monotonic() + 60
+            usage, load = {}, {}
+            while not (usage.get("gpuSeconds") and usage.get("energyJoules") and load.get("gpuPercent")):
+                body = {"model": "standin", "prompt": "hello", "max_tokens": 40, "ignore_eos": True}
+                url = f"http://{pod_ip}:{names.DATA_PORT}/v1/completions"
+                async with session.post(url, json=body, headers={"Authorization": f"Bearer {KEY}"}) as reply:
+                    await reply.read()
+                usage = (await world.get("tenant", "blue")).get("status", {}).get("usage", {})
+                load = (await world.get("fairnesspolicy", "policy"))["status"]["load"]
+                assert time.monotonic() < deadline, (usage, load, world.tails(), sidecar.tail())
+            await world.says("fairnesspolicy", "policy", "GPUMetricsStale", "False", "Fresh")
+            header, row = (await world.kubectl("get", "fairnesspolicies")).splitlines()
+            assert "GPU%" in header.split()
+            assert row
+        await world.says("fairnesspolicy", "policy", "GPUMetricsStale", "True", "Unreachable")
+        assert "gpuPercent" not in (await world.get("fairnesspolicy", "policy"))["status"]["load"]
+    finally:
+        await sidecar.stop(kill=True)
