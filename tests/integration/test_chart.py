@@ -11,7 +11,7 @@ from kubernetes import client
 from kubernetes.client.exceptions import ApiException
 
 from equipoise_cluster import CommandError, ControlPlane
-from equipoise_operator.settings import Settings
+from equipoise_operator.settings import DCGM_SELECTORS, Settings
 
 ROOT = Path(__file__).parents[2]
 CHART = ROOT / "charts" / "equipoise"
@@ -142,6 +142,29 @@ def test_the_operator_understands_its_environment(equipoise):
     assert ports == {"http": settings.http_port, "issuer": settings.issuer_port}
     assert "equipoise.equipoise-system.svc" in settings.issuer_names
     assert container["args"] == ["operator", "run"]
+
+
+def test_exporters_are_looked_for_when_the_chart_is_told_and_their_namespace_shows_pods_alone(own):
+    exporters = own.create_namespace("gpu-operator")
+    install = Install(own, "gpu", "dcgm.enabled=true", "crds.enabled=false")
+    try:
+        [container] = install.get("deployment", "gpu-equipoise")["spec"]["template"]["spec"]["containers"]
+        settings = Settings.from_environment(
+            {each["name"]: each.get("value", "") for each in container["env"]}
+        )
+        assert settings.dcgm_namespace == exporters
+        assert settings.dcgm_selectors == DCGM_SELECTORS
+        assert install.may("list", "pods", exporters)
+        for verb, resource in (("get", "pods"), ("watch", "pods"), ("list", "secrets"), ("get", "secrets")):
+            assert not install.may(verb, resource, exporters)
+    finally:
+        install.remove()
+
+
+def test_without_being_told_no_exporter_is_looked_for(equipoise):
+    [container] = equipoise.get("deployment", "equipoise")["spec"]["template"]["spec"]["containers"]
+    assert not any("DCGM" in each["name"] for each in container["env"])
+    assert not any("dcgm" in name for name in equipoise.names("role"))
 
 
 def test_the_pods_are_admitted_as_restricted_and_become_ready(equipoise):
