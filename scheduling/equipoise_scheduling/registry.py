@@ -13,7 +13,9 @@ from equipoise_scheduling.history import carry_over
 from equipoise_scheduling.overload import OverloadSettings
 from equipoise_scheduling.prediction import PredictionSettings, Predictor
 from equipoise_scheduling.schedulers.drr import DRR
+from equipoise_scheduling.schedulers.equinox import Equinox
 from equipoise_scheduling.schedulers.equipoise import Equipoise
+from equipoise_scheduling.schedulers.exfairs import ExFairS
 from equipoise_scheduling.schedulers.fairserve import FairServe
 from equipoise_scheduling.schedulers.fcfs import FCFS
 from equipoise_scheduling.schedulers.lcf import LCF
@@ -22,7 +24,8 @@ from equipoise_scheduling.schedulers.rpm import RPM
 from equipoise_scheduling.schedulers.vtc import VTC
 
 SCHEDULERS: Mapping[str, type[TenantScheduler]] = {
-    scheduler.algorithm: scheduler for scheduler in (FCFS, RoundRobin, RPM, LCF, DRR, VTC, FairServe, Equipoise)
+    scheduler.algorithm: scheduler
+    for scheduler in (FCFS, RoundRobin, RPM, LCF, DRR, VTC, FairServe, ExFairS, Equinox, Equipoise)
 }
 
 

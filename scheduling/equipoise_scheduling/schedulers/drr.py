@@ -47,9 +47,10 @@ class DRR(TenantScheduler):
     and Varghese, *Efficient Fair Queuing Using Deficit Round-Robin* (1996). Deficit d per tenant, 0 at first; a FIFO of
     active tenants, which a tenant joins at the tail when it becomes backlogged:
 
-    - take the first tenant; if d <= 0 then d += Q, once a turn;
-    - while d > 0 and it has requests: if the next one fits, dispatch it and d -= h(in, 0)/w, else the tenant stays
-      first and the pass ends;
+    - the first tenant's turn begins: if d <= 0 then d += Q;
+    - while d > 0 and it has requests: if the next one fits, dispatch it and d -= h(in, 0)/w, else the pass ends and the
+      turn goes on in the next one, without another quantum (with one, a tenant whose output is charged between two
+      passes would hold its turn for ever);
     - then it goes to the tail if it is still backlogged or d < 0, else it leaves with what d it has;
     - each generated token: d -= its cost / w. d is never reset.
 
@@ -73,8 +74,8 @@ class DRR(TenantScheduler):
         """In counter units."""
         self._turn = 0
         """Turns that have ended."""
-        self._topped: str | None = None
-        """Who has had its quantum this turn."""
+        self._first: str | None = None
+        """Whose turn has begun."""
 
     @property
     def quantum(self) -> float:
@@ -96,18 +97,18 @@ class DRR(TenantScheduler):
         quantum, deficits = round(self.quantum * SCALE), self._deficits
         while True:
             name = next(iter(self._active))
-            if deficits[name] <= 0 and self._topped != name:
-                deficits[name] += quantum
-                self._topped = name
+            if self._first != name:
+                self._first = name
+                if deficits[name] <= 0:
+                    deficits[name] += quantum
             if deficits[name] > 0 and name in self.choice:
-                self._topped = None  # where it does not fit the pass ends, and the next one is another turn
                 yield self.books.tenants[name].queue.head()
                 return
             self._active.popitem(last=False)
             if name in self.choice or deficits[name] < 0:
                 self._active[name] = None
             self._turn += 1
-            self._topped = None
+            self._first = None
 
     @override
     def _joined(self, tenant: Tenant, now: float) -> None:
@@ -128,7 +129,6 @@ class DRR(TenantScheduler):
     @override
     def _dispatched(self, flight: Flight) -> None:
         self._charge(flight, flight.charged)
-        self._topped = flight.tenant.name
 
     @override
     def _adopted(self, flight: Flight) -> None:
@@ -141,7 +141,7 @@ class DRR(TenantScheduler):
     @override
     def _undone(self, flight: Flight) -> None:
         self._charge(flight, 0.0)
-        name = self._topped = flight.tenant.name
+        name = self._first = flight.tenant.name
         self._active.setdefault(name)
         self._active.move_to_end(name, last=False)
 
