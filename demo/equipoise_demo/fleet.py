@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
 START_SECONDS = 120.0
 STOP_SECONDS = 5.0
+DCGM_PORT = 9400
+DCGM_SECONDS = 1.0
+"""Between two samples of a stand-in's GPU."""
 
 
 class EngineProcess(Protocol):
@@ -52,8 +55,10 @@ class StandInProcess:
     uds: Path
 
     @classmethod
-    def launch(cls, uds: Path, log: Path, profile: Profile, speed: float) -> StandInProcess:
-        """Start it and return at once."""
+    def launch(
+        cls, uds: Path, log: Path, profile: Profile, speed: float, *, pod: str, address: str
+    ) -> StandInProcess:
+        """Start it and return at once. A pod's GPU metrics are at its address."""
         command = Path(sys.executable).with_name("equipoise")
         if not command.exists():
             raise DemoError(
@@ -62,7 +67,11 @@ class StandInProcess:
         sizes = [f"--kv-tokens={profile.kv_tokens}", f"--max-model-len={profile.max_model_len}"]
         pace = [f"--profile={profile.name}", f"--speed={speed}"]
         serving = [f"--model={MODEL}", f"--uds={uds}", "--priority-scheduling"]
-        return cls(Process([command, "engine", *pace, *sizes, *serving], log, env=environment()), uds)
+        gpu = [
+            *(f"--dcgm-host={address}", f"--dcgm-port={DCGM_PORT}", f"--dcgm-seconds={DCGM_SECONDS}"),
+            *(f"--dcgm-pod={pod}", f"--dcgm-namespace={NAMESPACE}"),
+        ]
+        return cls(Process([command, "engine", *pace, *sizes, *serving, *gpu], log, env=environment()), uds)
 
     def wait_ready(self) -> None:
         """Return when the socket is there."""
@@ -135,10 +144,12 @@ def addresses(count: int) -> list[str]:
     """Return loopback addresses on which all ports of a sidecar are free, 127.0.B.1 to 127.0.B.count for the first B that has."""
     for block in range(1, 255):
         block_addresses = [f"127.0.{block}.{number}" for number in range(1, count + 1)]
-        ports = (DATA_PORT, ADMIN_PORT, HEALTH_PORT)
+        ports = (DATA_PORT, ADMIN_PORT, HEALTH_PORT, DCGM_PORT)
         if all(is_free(port, address) for address in block_addresses for port in ports):
             return block_addresses
-    raise DemoError(f"no loopback addresses have the ports {DATA_PORT}, {ADMIN_PORT} and {HEALTH_PORT} free")
+    raise DemoError(
+        f"no loopback addresses have the ports {DATA_PORT}, {ADMIN_PORT}, {HEALTH_PORT} and {DCGM_PORT} free"
+    )
 
 
 def environment(extra: dict[str, str] | None = None) -> dict[str, str]:

@@ -11,7 +11,7 @@ from rich.console import Console
 from equipoise_cluster import ConsoleProgress
 from equipoise_demo.fleet import StandInProcess
 from equipoise_demo.load import ENGINES, PACE, engine_profile, load_trace, stand_in_load
-from equipoise_demo.places import DemoError
+from equipoise_demo.places import POD, DemoError
 from equipoise_demo.stack import Plan, Stack
 from equipoise_demo.story import Story
 from equipoise_simulator.standin import answer
@@ -60,14 +60,17 @@ def _on_stand_ins(options: Options, trace: Trace, console: Console, progress: Co
     )
     profile, times = engine_profile(load)
 
-    def launch(number: int, place: Path) -> EngineProcess:
-        return StandInProcess.launch(place / "engine.sock", place / f"engine-{number}.log", profile, times)
+    def launch(number: int, place: Path, address: str) -> EngineProcess:
+        log = place / f"engine-{number}.log"
+        return StandInProcess.launch(
+            place / "engine.sock", log, profile, times, pod=POD.format(number), address=address
+        )
 
     words = (
         f"{ENGINES} stand-ins, profile {profile.name}, KV pool {profile.kv_tokens} tokens each, "
         f"speed {load.speed:.2f} in the trace's time"
     )
-    with Stack(Plan(ENGINES, trace.clients, launch, options.existing), progress) as stack:
+    with Stack(Plan(ENGINES, trace.clients, launch, options.existing, gpus=True), progress) as stack:
         _finish(Story(stack, load, words, answer, 1.0, console, progress), options)
 
 
@@ -80,7 +83,7 @@ def _on_vllm(options: Options, trace: Trace, console: Console, progress: Console
         )
     started: list[VllmProcess] = []
 
-    def launch(number: int, place: Path) -> EngineProcess:
+    def launch(number: int, place: Path, _address: str) -> EngineProcess:
         started.append(VllmProcess(place, number, progress))
         return started[-1]
 

@@ -24,7 +24,9 @@ from equipoise_cluster import Cluster, ControlPlane, find
 from equipoise_cluster.processes import Process
 from equipoise_demo.fleet import EngineProcess, Pair, PodPlace, addresses, answers, environment, until
 from equipoise_demo.places import (
+    GPU_NAMESPACE,
     NAMESPACE,
+    POD,
     POLICY,
     RELEASE,
     RELEASE_NAMESPACE,
@@ -42,7 +44,8 @@ if TYPE_CHECKING:
 
 SYNC_SECONDS = 60.0
 STOP_SECONDS = 5.0
-NODE = "equipoise-demo"
+NODE = "equipoise-demo-{}"
+"""Name of an engine's node by its number."""
 
 
 @dataclass(frozen=True)
@@ -51,10 +54,17 @@ class Plan:
 
     engines: int
     tenants: Sequence[str]
-    launch_engine: Callable[[int, Path], EngineProcess]
-    """Starts the engine of a number; its socket and log go into the folder."""
+    launch_engine: Callable[[int, Path, str], EngineProcess]
+    """Starts the engine of a number; its socket and log go into the folder, what else it shows is at the address."""
     existing: bool = False
     """Use the cluster of KUBECONFIG."""
+    gpus: bool = False
+    """The engines show GPU metrics."""
+
+    @property
+    def namespaces(self) -> tuple[str, ...]:
+        """Namespaces that the demo makes."""
+        return (NAMESPACE, RELEASE_NAMESPACE, *([GPU_NAMESPACE] if self.gpus else []))
 
 
 class Stack:
@@ -138,16 +148,17 @@ class Stack:
         step = self._progress.step
         state = self.state
         step(f"Starting {self.plan.engines} engines")
-        for number in range(1, self.plan.engines + 1):
+        places = addresses(self.plan.engines)
+        for number, address in enumerate(places, start=1):
             folder = state / f"engine-{number}"
             folder.mkdir()
-            engine = self.plan.launch_engine(number, folder)
+            engine = self.plan.launch_engine(number, folder, address)
             self.engines.append(engine)
             self._cleanup.callback(engine.stop)
         step("Installing the chart with helm")
         self._install_chart()
         step("Creating pods, tenants, Secrets and the policy (FCFS) with kubectl")
-        pods = self._create_pods()
+        pods = self._create_pods(places)
         self._apply_objects()
         step("Starting the operator with the chart's ServiceAccount")
         issuer = self._start_operator(pods[0].address.rpartition(".")[0] + ".100")
@@ -169,7 +180,7 @@ class Stack:
         binaries = find(("kubectl", "helm"), progress=self._progress)
         self.cluster = self._cleanup.enter_context(Cluster.existing(binaries, kubeconfig=Path(kubeconfig)))
         core = client.CoreV1Api(self.cluster.admin)
-        for name in (NAMESPACE, RELEASE_NAMESPACE):
+        for name in self.plan.namespaces:
             if self._exists(partial(core.read_namespace, name)):
                 raise DemoError(
                     f"the cluster has a namespace {name}: the demo makes, and at its end removes, one"
@@ -177,13 +188,15 @@ class Stack:
 
     def _install_chart(self) -> None:
         cluster = self.cluster
-        for name in (NAMESPACE, RELEASE_NAMESPACE):
+        for name in self.plan.namespaces:
             cluster.create_namespace(name)
             if self.plan.existing:
                 self._cleanup.callback(cluster.delete_namespace, name)
-        cluster.create_node(NODE)
+        for number in range(1, self.plan.engines + 1):
+            cluster.create_node(NODE.format(number))
+            if self.plan.existing:
+                self._cleanup.callback(client.CoreV1Api(cluster.admin).delete_node, NODE.format(number))
         if self.plan.existing:
-            self._cleanup.callback(client.CoreV1Api(cluster.admin).delete_node, NODE)
             self._cleanup.callback(cluster.helm, "uninstall", RELEASE, f"--namespace={RELEASE_NAMESPACE}")
         cluster.helm(
             *(
@@ -193,18 +206,26 @@ class Stack:
                 f"--namespace={RELEASE_NAMESPACE}",
             ),
             *("--set", f"watchNamespaces={{{NAMESPACE}}}", "--set", "replicas=1"),
+            *("--set", f"dcgm.enabled={str(self.plan.gpus).lower()},dcgm.namespace={GPU_NAMESPACE}"),
         )
 
-    def _create_pods(self) -> list[PodPlace]:
-        text = (self.root / "manifests" / "demo" / "pod.yaml").read_text(encoding="utf-8")
+    def _create_pods(self, at: Sequence[str]) -> list[PodPlace]:
+        """Create each engine's pod, on a node of its own, and the node's dcgm-exporter at the same address."""
+        manifests = self.root / "manifests" / "demo"
+        text = (manifests / "pod.yaml").read_text(encoding="utf-8")
+        exporter = yaml.safe_load((manifests / "exporter.yaml").read_text(encoding="utf-8"))
         places = []
-        for number, address in enumerate(addresses(self.plan.engines), start=1):
+        for number, address in enumerate(at, start=1):
             pod = yaml.safe_load(text)
-            name = pod["metadata"]["name"] = f"{pod['metadata']['name']}-{number}"
+            name = pod["metadata"]["name"] = POD.format(number)
             folder = self.state / f"sidecar-{number}"
             folder.mkdir()
-            uid = self.cluster.run_pod(pod, ip=address, namespace=NAMESPACE, node=NODE)
+            node = NODE.format(number)
+            uid = self.cluster.run_pod(pod, ip=address, namespace=NAMESPACE, node=node)
             places.append(PodPlace(name, uid, address, folder))
+            if self.plan.gpus:
+                metadata = {**exporter["metadata"], "name": f"{exporter['metadata']['name']}-{number}"}
+                self.cluster.run_pod({**exporter, "metadata": metadata}, ip=address, node=node)
         return places
 
     def _apply_objects(self) -> None:
@@ -228,6 +249,8 @@ class Stack:
             "POD_NAMESPACE": RELEASE_NAMESPACE,
             "POD_IP": address,
         }
+        if self.plan.gpus:
+            settings["EQUIPOISE_DCGM_NAMESPACE"] = GPU_NAMESPACE
         command = [sys.executable, "-m", "equipoise_operator"]
         self._operator = Process(command, self.state / "operator.log", env=environment(settings))
         self._cleanup.callback(self._operator.stop, STOP_SECONDS)
