@@ -109,8 +109,8 @@ class _Row:
 
 
 def read(text: bytes, pod: PodId) -> Reading:
-    """Read an exposition. DcgmError says why there is nothing of the pod in it. O(rows)."""
-    rows = list(_rows(text))
+    """Read an exposition. DcgmError says why there is nothing of the pod in it. O(rows), few of which are parsed."""
+    rows = _relevant(text, pod)
     if not rows:
         raise DcgmError("NoRows", "the exposition has none of the DCGM fields that are read")
     mine, by_pod = _of_pod(rows, pod)
@@ -142,11 +142,23 @@ def read(text: bytes, pod: PodId) -> Reading:
     )
 
 
-def _rows(text: bytes) -> Iterator[_Row]:
-    """Give the rows of the fields that are read; what is no sample, or no value that can be, is left out."""
-    for line in text.split(b"\n"):
-        if not line.startswith(_PREFIXES):
-            continue
+def _relevant(text: bytes, pod: PodId) -> list[_Row]:
+    """Parse the rows of the pod's devices, whoever else shares them; all rows where none is the pod's.
+
+    Parsing a row costs 50 us and more, and a node of eight GPUs in seven parts has 500.
+    """
+    lines = [line for line in text.split(b"\n") if line.startswith(_PREFIXES)]
+    name = pod.name.encode()
+    mine = list(_rows(line for line in lines if name in line)) if name else []
+    gpus = {row.device[0].encode() for row in mine if row.owner is not None and _is(row.owner, pod)}
+    if not gpus:
+        return list(_rows(lines))
+    return list(_rows(line for line in lines if any(b'"' + gpu + b'"' in line for gpu in gpus)))
+
+
+def _rows(lines: Iterable[bytes]) -> Iterator[_Row]:
+    """Parse rows; what is no sample, or no value that can be, is left out."""
+    for line in lines:
         try:
             families = list(text_string_to_metric_families(line.decode()))
         except (ValueError, IndexError, KeyError):
