@@ -1,6 +1,7 @@
 """Ages, means over a request's life, and whose the GPU time was; then the same through dispatcher and report."""
 
 import asyncio
+import itertools
 from dataclasses import replace
 
 import pytest
@@ -220,6 +221,24 @@ class TestInTheSidecar:
         await asyncio.sleep(10)
         second.finish(Outcome.FINISHED, Usage(100, 1))
         assert settled == [pytest.approx(0.2), pytest.approx(0.9)]
+
+    async def test_it_settles_equinoxs_resource_counter(self, line):
+        line.configure(algorithm={"type": "Equinox"})
+        dispatcher = line.dispatcher
+        dispatcher.gpu.point(URL, dispatcher.clock())
+        spent = [0]
+        for utilisation in (0.2, 0.8, None):
+            if utilisation is None:
+                dispatcher.gpu.point(None, dispatcher.clock())
+            else:
+                dispatcher.observe_gpu(reading(utilisation, 100 * utilisation))
+            ticket = line.send(BLUE)
+            await asyncio.sleep(2)
+            ticket.finish(Outcome.FINISHED, Usage(100, 50))
+            spent.append(dispatcher.scheduler._account(BLUE).resource)
+        low, high, unknown = (after - before for before, after in itertools.pairwise(spent))
+        assert high == pytest.approx(4 * low, rel=1e-6)
+        assert low < unknown, "without telemetry it goes on, by what it expects"
 
     async def test_state_and_metrics_say_what_each_tenant_cost(self, line, reporter):
         dispatcher = line.dispatcher
