@@ -90,10 +90,12 @@ class Result:
 
     @cached_property
     def spread(self) -> dict[str, SpreadSeries]:
-        """Service over weight as the VTC paper's artifact counts it."""
+        """Service over weight as the VTC paper's artifact counts it: what was refused asked for nothing."""
         spread = {name: SpreadSeries() for name in self.series}
         for record in self.records:
             call = record.call
+            if record.outcome is Outcome.REFUSED:
+                continue
             cost = self.cost(call.prompt_tokens, 0, call.output_tokens) / self.weights[record.tenant]
             spread[record.tenant].demand(record.arrival, cost)
             if record.finished and record.first_token is not None and record.ended is not None:
