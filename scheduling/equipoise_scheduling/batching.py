@@ -120,7 +120,7 @@ class AdaptiveBatching:
     INTERVAL = 1.0
     LONGEST_INTERVAL = 10.0
     LEAST_STEPS = 4
-    PREFILL_SECONDS = 10.0
+    RECENT_SECONDS = 20.0
     """Time constant of the prefill tokens a step."""
 
     def __init__(self) -> None:
@@ -134,7 +134,8 @@ class AdaptiveBatching:
         """KV tokens held when the interval began."""
         self._prefilled = 0
         self._generated_before = 0
-        self._prefill_per_step = 0.0
+        self._recent = (0.0, 0.0)
+        """Prefill tokens and steps, older ones forgotten."""
 
     def holds(self, limits: BatchingLimits, candidate: Held, sequences: int, context: int) -> str | None:
         """Say what holds `candidate` back, for people; None: nothing."""
@@ -153,8 +154,9 @@ class AdaptiveBatching:
 
     def step_seconds(self, sequences: int, context: int) -> float | None:
         """Predict the step of a batch with the present prefill; None before enough was seen."""
+        prefill, steps = self._recent
         return self.model.step_seconds(
-            prefill_tokens=self._prefill_per_step, sequences=sequences, context_tokens=context
+            prefill_tokens=prefill / steps if steps else 0.0, sequences=sequences, context_tokens=context
         )
 
     def started(self, held: Held) -> None:
@@ -197,8 +199,8 @@ class AdaptiveBatching:
                 tokens=self.generated - self._generated_before,
                 context_tokens=(self._context + context) / 2,
             )
-            news = 1 - math.exp(-seconds / self.PREFILL_SECONDS)
-            self._prefill_per_step += news * (self._prefilled / steps - self._prefill_per_step)
+            keep = math.exp(-seconds / self.RECENT_SECONDS)
+            self._recent = (self._recent[0] * keep + self._prefilled, self._recent[1] * keep + steps)
         self._mark(now, flying, context)
 
     def _mark(self, now: float, flying: Iterable[Held], context: int) -> None:

@@ -154,31 +154,23 @@ def test_headroom_is_kept_for_requests_whose_deadline_is_near():
     assert made.fits(request("small", 140, predicted=1, deadline=100.0), 0.0)
 
 
-def test_preemption_lowers_the_limit_at_most_once_in_ten_seconds_and_quiet_minutes_give_it_back():
+def test_preemptions_of_unknown_cost_lower_the_limit_and_those_the_model_finds_cheap_do_not():
     made = gate(utilisation_percent=95.0)
-    for second in (0.0, 4.0, 9.9):
-        made.preempted(second)
+    made.start(request("a", 100, predicted=1))
+    made.preempted(0.0)
     assert made.percent == 93
-    made.preempted(10.0)
-    assert made.percent == 91
-    made.tick(69.0)
-    assert made.percent == 91
-    made.tick(70.0)
-    made.tick(71.0)
-    assert made.percent == 92
-    made.preempted(125.0)
-    made.tick(130.0)
-    assert made.percent == 90
-    for minute in range(1, 20):
-        made.tick(125.0 + 60 * minute)
-    assert made.percent == 95
-
-
-def test_limit_never_falls_below_seventy_percent():
-    made = gate(utilisation_percent=95.0)
-    for at in range(40):
-        made.preempted(at * 10.0)
-    assert made.percent == 70
+    cheap = gate(utilisation_percent=95.0)
+    for at in range(60):
+        prefill = 100 * (at % 7)
+        cheap.batching.model.observe(
+            0.02 * 40 + 0.0001 * prefill, steps=40, prefill_tokens=prefill, tokens=40, context_tokens=100
+        )
+        cheap.tick(float(at))
+    cheap.start(request("a", 100, predicted=1))
+    cheap.preempted(60.0, 3)
+    assert cheap.percent == 95
+    cheap.preempted(61.0, 1000)
+    assert cheap.percent == 93
 
 
 def test_limit_acts():
@@ -188,6 +180,49 @@ def test_limit_acts():
     assert made.fits(candidate, 0.0)
     made.preempted(0.0)
     assert not made.fits(candidate, 0.0)
+
+
+def test_prompt_admits_what_fits_beside_what_is_held_whatever_is_to_come():
+    made = gate(pool=1000, kind="prompt", utilisation_percent=95.0)
+    for name in "abc":
+        made.start(request(name, 300, predicted=900, max_tokens=900))
+    assert made.outstanding == 2700
+    assert made.fits(request("d", 100, predicted=900, max_tokens=900), 0.0)
+    assert not made.fits(request("d", 101, predicted=1), 0.0)
+
+
+def test_prompt_plans_with_the_whole_pool_in_blocks_without_headroom():
+    made = gate(pool=1024, block=16, kind="prompt", utilisation_percent=80.0, headroom_percent=10.0)
+    made.start(request("a", 1000))
+    assert made.used == 1008
+    assert made.fits(request("b", 16, deadline=1e6), 0.0)
+    assert not made.fits(request("b", 17, deadline=1e6), 0.0)
+    made.preempted(0.0)
+    assert made.percent == 100
+    made.reconfigure(GateSettings(kind="peak", utilisation_percent=95.0))
+    assert made.percent == 95
+
+
+def test_prompt_leaves_room_for_what_others_hold():
+    made = gate(pool=1000, kind="prompt")
+    made.start(request("a", 100))
+    for _ in range(3):
+        made.observe(800)
+    assert made.fits(request("b", 200), 0.0)
+    assert not made.fits(request("b", 201), 0.0)
+
+
+def test_only_gates_that_look_at_outputs_to_come_let_a_bound_hold():
+    assert [GateSettings(kind=kind).bounded for kind in ("peak", "reserve", "prompt")] == [True, True, False]
+
+
+def test_saturation_is_measured_by_what_the_kind_of_gate_plans_with():
+    saturations = {}
+    for kind in ("peak", "prompt", "reserve"):
+        made = gate(pool=1000, kind=kind)
+        made.start(request("a", 100, predicted=200, max_tokens=600))
+        saturations[kind] = made.saturation()
+    assert saturations == {"peak": 0.3, "prompt": 0.1, "reserve": 0.7}
 
 
 def test_lasting_use_by_others_takes_room_and_one_late_scrape_does_not():

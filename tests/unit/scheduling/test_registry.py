@@ -15,6 +15,7 @@ from equipoise_api.policy import (
     VtcParameters,
 )
 from equipoise_api.tenant import TenantLimits
+from equipoise_scheduling.batching import BatchingLimits
 from equipoise_scheduling.contract import SchedulerSettings, TenantSettings
 from equipoise_scheduling.registry import (
     SCHEDULERS,
@@ -51,6 +52,9 @@ def test_percents_become_prices_and_limits_become_limits():
     assert tenant_settings(3, TenantLimits(max_in_flight=2, max_queued=5)) == TenantSettings(
         weight=3.0, max_in_flight=2, max_queued=5
     )
+    assert gate_settings(Capacity()).batching == BatchingLimits()
+    target = gate_settings(Capacity(inter_token_milliseconds=50, prefill_tokens=4096)).batching
+    assert target == BatchingLimits(inter_token_seconds=0.05, prefill_tokens=4096)
     gate = gate_settings(Capacity(gate="Reserve", kv_utilisation_percent=80))
     assert (gate.kind, gate.utilisation_percent) == ("reserve", 80.0)
 

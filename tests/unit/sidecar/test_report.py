@@ -77,6 +77,14 @@ async def test_the_state_says_what_each_tenant_got_and_waits_for(play):
     assert state.fairness.bound_met
 
 
+async def test_under_the_prompt_gate_no_bound_is_published(line, play):
+    scene = await play()
+    line.configure(capacity={"gate": "Prompt", "maxInFlight": 1})
+    fairness = scene.state().fairness
+    assert not fairness.bounded
+    assert fairness.bound is fairness.bound_met is None
+
+
 async def test_a_tenant_with_nothing_to_tell_is_left_out(line, reporter, tenant):
     line.configure(tenants=[tenant(f"many/{i}") for i in range(1000)])
     line.send("many/7").finish(Outcome.FINISHED, Usage(1, 1))
@@ -133,6 +141,17 @@ class TestMetrics:
         assert samples["equipoise_time_to_first_token_seconds_count", BLUE] == 1
         assert samples["equipoise_time_to_first_token_seconds_sum", BLUE] == pytest.approx(0.4)
         assert samples["equipoise_ready",] == 1
+        assert samples["equipoise_gate_info", "peak"] == 1
+        assert samples["equipoise_gate_outstanding_tokens",] > 0
+        assert samples["equipoise_fairness_bounded",] == 1
+        assert samples["equipoise_fairness_bound",] > 0
+
+    async def test_without_a_bound_there_is_none_to_see(self, line, play):
+        scene = await play()
+        line.configure(capacity={"gate": "Prompt", "maxInFlight": 1})
+        samples = self.exposition(scene)
+        assert samples["equipoise_fairness_bounded",] == 0
+        assert ("equipoise_fairness_bound",) not in samples
 
     async def test_the_error_of_predictions_is_shown_once_there_was_one(self, reporter, play):
         assert not any("prediction" in sample[0] for sample in self.exposition(reporter))
