@@ -403,6 +403,33 @@ class Fairness(ApiModel):
     """What that difference can at most be, by the scheduler's proof and the requests seen. Absent where the scheduler has none."""
 
 
+class ShadowStatus(ApiModel):
+    """What one shadow scheduler would have changed in the last minute: the same arrivals, in the room that was really given."""
+
+    type: AlgorithmType
+    """The scheduler."""
+    decisions: Count = 0
+    """Requests compared: started in reality and by it."""
+    earlier_percent: Percent | None = None
+    """Of these, the part that it would have started earlier."""
+    later_percent: Percent | None = None
+    """The part that it would have started later."""
+    wait_change_milliseconds: Annotated[int, Field(ge=-86_400_000, le=86_400_000)] | None = None
+    """Mean change of the wait; less than 0 is shorter."""
+    wait_p90_milliseconds: Count | None = None
+    """90th percentile of the wait under it."""
+    enforced_wait_p90_milliseconds: Count | None = None
+    """The real one, of the same requests."""
+    jain_permille: Annotated[int, Field(ge=0, le=1000)] | None = None
+    """Jain's index of service over entitlement under it, times 1000."""
+    enforced_jain_permille: Annotated[int, Field(ge=0, le=1000)] | None = None
+    """The real one."""
+    refused: Count = 0
+    """Requests that it would have turned away."""
+    reason: Annotated[str, StringConstraints(max_length=256)] | None = None
+    """Why it does not run at some sidecar; absent while it does."""
+
+
 class FairnessPolicyStatus(ApiModel):
     """What is. Fast-moving figures are rounded and at most seconds old; the sidecars' metrics have them exactly."""
 
@@ -420,6 +447,8 @@ class FairnessPolicyStatus(ApiModel):
     """Load of the engines."""
     fairness: Fairness = Fairness()
     """How fair the last minute was."""
+    shadow: Annotated[list[ShadowStatus], Field(max_length=4), list_map("type")] = []
+    """What the shadow schedulers would have changed."""
 
 
 class FairnessPolicy(ApiModel):

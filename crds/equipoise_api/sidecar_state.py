@@ -84,6 +84,31 @@ class FairnessState(ApiModel):
     bound_met: bool | None = None
 
 
+class ShadowState(ApiModel):
+    """One scheduler that decides nothing. Waits end at dispatch; where requests pass through, at the first token."""
+
+    algorithm: str
+    off: str | None = None
+    """Why it no longer runs."""
+    waiting: int = 0
+    """Requests that wait in it."""
+    compared: int = 0
+    """Requests of the window that both it and the enforced scheduler have started."""
+    earlier: int = 0
+    """Of these, those that it would have started before they were."""
+    later: int = 0
+    refused: int = 0
+    """Requests of the window that it would have turned away."""
+    wait_change_seconds: float = 0.0
+    """Mean of its wait less the real one."""
+    wait: LatencyHistogram = LatencyHistogram()
+    wait_enforced: LatencyHistogram = LatencyHistogram()
+    """The real waits of the same requests."""
+    jain: float | None = None
+    """Jain's index of service started over max-min entitlement; None with fewer than two tenants."""
+    jain_enforced: float | None = None
+
+
 class SidecarState(ApiModel):
     """One sidecar's whole report."""
 
@@ -105,6 +130,7 @@ class SidecarState(ApiModel):
     engine: EngineState = EngineState()
     load: LoadState = LoadState()
     fairness: FairnessState = FairnessState()
+    shadow: list[ShadowState] = []
     gpu: GpuState | None = None
     """None: a sidecar that reads none."""
     tenants: list[TenantState] = []

@@ -9,16 +9,19 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import get_args
 
 from equipoise_api.latency import LatencyHistogram, merged
 from equipoise_api.names import DEFAULT_TENANT
-from equipoise_api.policy import DefaultTenant, Fairness, Load
+from equipoise_api.policy import AlgorithmType, DefaultTenant, Fairness, Load, ShadowStatus
 from equipoise_api.sidecar_config import TenantConfig
-from equipoise_api.sidecar_state import SidecarState, TenantState
+from equipoise_api.sidecar_state import ShadowState, SidecarState, TenantState
 from equipoise_api.tenant import Latency, Rejections, Share, Usage
 from equipoise_scheduling.measures import jain, max_min
 
 MOST_REASONS = 16
+MOST_SHADOWS = 4
+ALGORITHMS = frozenset(get_args(AlgorithmType))
 Weights = Callable[[str], int | None]
 """A tenant's weight by its id; None for one that is not configured."""
 CONTENDING = 1.02
@@ -114,6 +117,53 @@ def fairness(states: Sequence[SidecarState], weights: Weights) -> Fairness:
         largest_gap=None if closest is None else rounded(closest.largest_gap or 0.0),
         bound=None if closest is None or closest.bound is None else rounded(closest.bound),
     )
+
+
+def shadow(states: Sequence[SidecarState]) -> list[ShadowStatus]:
+    """Return what each shadow scheduler would have changed, over all engines, by algorithm."""
+    parts: dict[str, list[ShadowState]] = {}
+    for state in states:
+        for each in state.shadow:
+            if each.algorithm in ALGORITHMS:  # a newer sidecar may have others
+                parts.setdefault(each.algorithm, []).append(each)
+    return [_shadow(name, each) for name, each in sorted(parts.items())][:MOST_SHADOWS]
+
+
+def _shadow(algorithm: str, parts: Sequence[ShadowState]) -> ShadowStatus:
+    compared = sum(each.compared for each in parts)
+
+    def mean(value: Callable[[ShadowState], float | None]) -> float | None:
+        """Weigh each engine by what was compared there."""
+        known = [(figure, each.compared) for each in parts if (figure := value(each)) is not None]
+        weight = sum(count for _, count in known)
+        return math.fsum(figure * count for figure, count in known) / weight if weight else None
+
+    change = mean(lambda each: each.wait_change_seconds)
+    off = next((each.off for each in parts if each.off), None)
+    return ShadowStatus.model_validate(
+        {
+            "type": algorithm,
+            "decisions": rounded(compared),
+            "earlierPercent": _percent(sum(e.earlier for e in parts), compared) if compared else None,
+            "laterPercent": _percent(sum(e.later for e in parts), compared) if compared else None,
+            "waitChangeMilliseconds": None if change is None else _signed(1000 * change),
+            "waitP90Milliseconds": _milliseconds(merged(e.wait for e in parts), 0.9),
+            "enforcedWaitP90Milliseconds": _milliseconds(merged(e.wait_enforced for e in parts), 0.9),
+            "jainPermille": _permille(mean(lambda each: each.jain)),
+            "enforcedJainPermille": _permille(mean(lambda each: each.jain_enforced)),
+            "refused": rounded(sum(each.refused for each in parts)),
+            "reason": None if off is None else off[:256],
+        }
+    )
+
+
+def _signed(value: float) -> int:
+    most = min(86_400_000, rounded(abs(value)))
+    return most if value >= 0 else -most
+
+
+def _permille(fraction: float | None) -> int | None:
+    return None if fraction is None else min(1000, max(0, round(1000 * fraction)))
 
 
 def _usage(parts: Sequence[tuple[TenantState, float]]) -> Usage:

@@ -98,6 +98,7 @@ def policy_status(view: PolicyView, now: str) -> FairnessPolicyStatus:
         ),
         load=shares.load(states),
         fairness=shares.fairness(states, view.weights()),
+        shadow=shares.shadow(states),
     )
 
 

@@ -19,12 +19,16 @@ _NOTHING = Usage(0, 0, exact=False)
 class Shadows:
     """Call each method after the enforced scheduler was told, with the enforced scheduler's own requests."""
 
-    def __init__(self, *, sync_seconds: float = SYNC_SECONDS) -> None:
+    def __init__(
+        self, *, sync_seconds: float = SYNC_SECONDS, on_off: Callable[[Shadow], None] = lambda _: None
+    ) -> None:
+        """Start with none. `on_off` is told of a shadow that had to be switched off."""
         self.service = ServiceByTenant()
         """What was really started."""
         self.failures = 0
         """Shadows that were switched off."""
         self._sync_seconds = sync_seconds
+        self._on_off = on_off
         self._synced = float("-inf")
         self._shadows: dict[str, Shadow] = {}
         self._running: list[Shadow] = []
@@ -78,6 +82,7 @@ class Shadows:
             shadow.off = f"{type(error).__name__}: {error}"
             self.failures += 1
             self._running = [each for each in self._running if each is not shadow]
+            self._on_off(shadow)
 
     def arrived(self, request: Request, enforced: TenantScheduler, now: float) -> None:
         """Take in a request that the enforced scheduler accepted."""
@@ -162,8 +167,9 @@ class Shadows:
 
     def reports(self, now: float) -> list[ShadowReport]:
         """Say what each would have changed, by algorithm."""
-        return [shadow.report(self.service, self._weight, now) for shadow in self]
+        return [shadow.report(self.service, self.weight, now) for shadow in self]
 
-    def _weight(self, tenant: str) -> float:
+    def weight(self, tenant: str) -> float:
+        """Return a tenant's weight, 1 for a stranger."""
         settings = self._weights.get(tenant)
         return 1.0 if settings is None else settings.weight

@@ -1,6 +1,6 @@
 """Why is this request waiting? Plain tables, as Kubernetes' API Priority and Fairness prints them.
 
-`/debug/fairness/tenants`, `/debug/fairness/queues`, `/debug/fairness/requests`: columns separated by commas, one line a
+`/debug/fairness/tenants`, `queues`, `requests` and `shadows` there: columns separated by commas, one line a
 row. The same rows as plain data for tests.
 """
 
@@ -13,6 +13,7 @@ from fastapi import APIRouter, HTTPException, Query
 from fastapi.responses import PlainTextResponse
 
 from equipoise_sidecar.dispatcher import Dispatcher
+from equipoise_sidecar.shadow_figures import shadow_rows
 from equipoise_sidecar.ticket import Phase, Ticket
 
 MOST_ROWS = 10_000
@@ -168,6 +169,7 @@ TABLES: Mapping[str, Callable[[Dispatcher, float], list[Row]]] = {
     "tenants": tenant_rows,
     "queues": queue_rows,
     "requests": request_rows,
+    "shadows": lambda dispatcher, now: [*shadow_rows(dispatcher.shadows, now)],
 }
 
 

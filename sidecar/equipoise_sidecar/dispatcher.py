@@ -21,7 +21,9 @@ import structlog
 from equipoise_api.names import DEFAULT_TENANT
 from equipoise_scheduling.base import TenantScheduler
 from equipoise_scheduling.registry import create, reconfigured
-from equipoise_scheduling.request import Outcome, Usage
+from equipoise_scheduling.request import Outcome, Request, Usage
+from equipoise_scheduling.shadow import Shadow
+from equipoise_scheduling.shadows import Shadows
 from equipoise_sidecar.accounting import Accounting, slo_kept
 from equipoise_sidecar.admission import (
     DRAINING,
@@ -68,6 +70,7 @@ class Dispatcher:
         self.sizing = Sizing()
         self.pace = Pace()
         self.gpu = GpuTelemetry()
+        self.shadows = Shadows(on_off=_log_shadow)
         self.draining = False
         self.engine_reachable: bool | None = None
         """None before the first try."""
@@ -142,6 +145,7 @@ class Dispatcher:
         reservation.take()
         self.admission.accepted(tenant, policy, now)
         self.accounting[tenant].queued += 1
+        self.shadows.arrived(request, self.scheduler, now)
         self._pump(now)
         if ticket.phase is Phase.QUEUED:
             self._arm_expiry(ticket, now)
@@ -162,9 +166,13 @@ class Dispatcher:
         if self._busy is not None or (self.policy.enforce and not self.engine_reachable):
             return
         scheduler, fits = self.scheduler, self.capacity.fits
+        started: list[Request] = []
         while (request := scheduler.next(now, lambda candidate: fits(candidate, now))) is not None:
             self._dispatch(self._tickets[request.id], now)
+            started.append(request)
         self._collect_refused(now)
+        if self.policy.enforce:
+            self.shadows.decided(started, scheduler, now)
 
     def _dispatch(self, ticket: Ticket, now: float) -> None:
         request = ticket.request
@@ -205,6 +213,7 @@ class Dispatcher:
                 return
         self._land(ticket, now, None)
         self.scheduler.requeue(ticket.request, now)
+        self.shadows.returned(ticket.request, self.scheduler, now)
         ticket.phase = Phase.QUEUED
         ticket.dispatched_at = None
         self.admission.held_bytes += ticket.held_bytes
@@ -240,6 +249,9 @@ class Dispatcher:
         account.waited(ticket.queued_seconds, now)
         if ticket.facts.stream:
             account.began(now - ticket.request.arrival, now)
+        if not self.policy.enforce:
+            # nobody queues here: a request waits inside the engine, until its first token as far as can be seen
+            self.shadows.decided([ticket.request], self.scheduler, now)
 
     def advanced(self, ticket: Ticket) -> None:
         """Charge what was delivered."""
@@ -279,6 +291,7 @@ class Dispatcher:
             self._disarm(ticket)
             if request.outcome is None:
                 self.scheduler.cancel(request, now, outcome)
+            self.shadows.ended(request, None, outcome, self.scheduler, now)
             self.admission.held_bytes -= ticket.held_bytes
             account.queued -= 1
             if outcome in {Outcome.EXPIRED, Outcome.FAILED}:
@@ -291,7 +304,9 @@ class Dispatcher:
             ticket.prompt, ticket.generated = usage.prompt, usage.generated
             # embeddings and refused requests say nothing of how long answers are
             teaches = usage.exact and usage.generated > 0
-            self.scheduler.settle(request, usage if teaches else replace(usage, exact=False), outcome, now)
+            charged = usage if teaches else replace(usage, exact=False)
+            self.scheduler.settle(request, charged, outcome, now)
+            self.shadows.ended(request, charged, outcome, self.scheduler, now)
             if usage.exact and usage.prompt:
                 self.sizing.learn(request.tenant, ticket.facts, usage.prompt)
             if ticket.first_token_at is None:
@@ -370,6 +385,7 @@ class Dispatcher:
         if now - self._scheduler_ticked >= SCHEDULER_TICK_SECONDS:
             self._scheduler_ticked = now
             self.scheduler.tick(now)
+            self.shadows.tick(self.scheduler, now)
             self.capacity.tick(now)
             self.accounting.keep_only(self.policy.tenant_settings.keys(), now)
         if self._tickets:
@@ -389,6 +405,7 @@ class Dispatcher:
         self._configure_capacity()
         self.gpu.configure(policy.config.gpu, now)
         self._history.adopt(self.scheduler)
+        self.shadows.configure(policy.shadow, policy.shadow_tenants, self.scheduler, now)
         self.admission.keep_only(policy.tenant_settings.keys())
         if waits != policy.config.queue.max_wait_seconds:
             for ticket in self._tickets.values():
@@ -460,3 +477,7 @@ class Dispatcher:
     def tickets(self) -> Iterator[Ticket]:
         """Iterate over living tickets in the order of arrival."""
         yield from self._tickets.values()
+
+
+def _log_shadow(shadow: Shadow) -> None:
+    log.error("shadow switched off", algorithm=shadow.algorithm, reason=shadow.off)

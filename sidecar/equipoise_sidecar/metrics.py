@@ -27,6 +27,7 @@ from equipoise_sidecar.certificate import CertificateKeeper
 from equipoise_sidecar.gate_metrics import gate_metrics
 from equipoise_sidecar.gpu_metrics import gpu_metrics
 from equipoise_sidecar.report import Reporter
+from equipoise_sidecar.shadow_figures import shadow_metrics
 from equipoise_sidecar.snapshots import Snapshots
 
 F = TypeVar("F", CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily)
@@ -54,6 +55,7 @@ class SidecarMetrics(Collector):
         yield from self._engine()
         yield from self._gpu()
         yield from self._fairness()
+        yield from shadow_metrics(self.reporter.dispatcher.shadows, self.reporter.dispatcher.clock())
         yield from self._prediction()
         yield from self._shares()
         yield from self._accounts()

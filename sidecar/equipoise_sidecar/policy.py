@@ -55,6 +55,10 @@ class Policy:
     """Name of the scheduler's algorithm."""
     settings: SchedulerSettings
     tenant_settings: Mapping[str, TenantSettings]
+    shadow: Mapping[str, SchedulerSettings] = field(default_factory=dict)
+    """Schedulers that run beside it and decide nothing, by algorithm."""
+    shadow_tenants: Mapping[str, TenantSettings] = field(default_factory=dict)
+    """For these: limits hold in them, even where they are not enforced."""
     trusted_header: bytes | None = None
     """Lower-case name of the header that must not reach the engine."""
 
@@ -112,6 +116,8 @@ def compile_policy(config: SidecarConfig, revision: str) -> Policy:
     algorithm = Algorithm(type="FCFS") if passing else config.algorithm
     overload = Overload() if passing else config.overload
     settings = scheduler_settings(algorithm, config.cost, config.prediction, config.queue, overload)
+    tenants = _tenant_settings(config, limited=not passing)
+    shadow = _shadow(config)
     return Policy(
         configured=True,
         config=config.model_copy(update={"tenants": []}),
@@ -120,9 +126,23 @@ def compile_policy(config: SidecarConfig, revision: str) -> Policy:
         tenants={t.id: _terms(t) for t in config.tenants},
         scheduler=algorithm.type,
         settings=replace(settings, max_queued=None) if passing else settings,
-        tenant_settings=_tenant_settings(config, limited=not passing),
+        tenant_settings=tenants,
+        shadow=shadow,
+        shadow_tenants=_tenant_settings(config, limited=True) if shadow and passing else tenants,
         trusted_header=identity.header,
     )
+
+
+def _shadow(config: SidecarConfig) -> dict[str, SchedulerSettings]:
+    settings: dict[str, SchedulerSettings] = {}
+    for index, algorithm in enumerate(config.shadow):
+        try:
+            settings[algorithm.type] = scheduler_settings(
+                algorithm, config.cost, config.prediction, config.queue, config.overload
+            )
+        except ValueError as error:
+            raise ConfigError(f"shadow.{index}", str(error)) from None
+    return settings
 
 
 def _terms(tenant: TenantConfig) -> TenantPolicy:

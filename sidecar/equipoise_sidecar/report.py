@@ -11,6 +11,7 @@ from equipoise_sidecar.accounting import WINDOW_SECONDS, TenantAccount, histogra
 from equipoise_sidecar.config_store import ConfigStore
 from equipoise_sidecar.dispatcher import Dispatcher
 from equipoise_sidecar.feedback import Feedback
+from equipoise_sidecar.shadow_figures import shadow_state
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +58,7 @@ class Reporter:
             engine=self._engine(now),
             load=self._load(),
             fairness=self._fairness(now),
+            shadow=[shadow_state(report) for report in dispatcher.shadows.reports(now)],
             gpu=dispatcher.gpu.state(now),
             tenants=self._tenants(now),
         )
