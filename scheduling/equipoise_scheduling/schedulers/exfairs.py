@@ -267,7 +267,7 @@ class ExFairS(TenantScheduler):
     def _forgotten(self, name: str) -> None:
         experience = self._experiences[name]
         experience.before = 0.0
-        if experience.priority <= 0:  # the others stay: who lent priority would gain by being forgotten
+        if not experience.priority:  # else who lent would gain by being forgotten, and who borrowed lose
             del self._experiences[name]
 
     @override

@@ -4,7 +4,7 @@ import pytest
 from scheduling_harness import Client, UniformScenario, World, drain, finish, make_request
 
 from equipoise_scheduling.contract import TenantSettings
-from equipoise_scheduling.cost import LinearCost
+from equipoise_scheduling.cost import LinearCost, ProfiledCost
 from equipoise_scheduling.prediction import PredictionSettings
 from equipoise_scheduling.request import Outcome, Usage
 from equipoise_scheduling.schedulers.fcfs import FCFS
@@ -61,6 +61,39 @@ def test_predicted_output_is_charged_at_dispatch_and_tokens_only_beyond_it():
     assert counters(scheduler) == {"a": 10 + 2 * 20}
     scheduler.progress(request, 10, 27, 0.0)
     assert counters(scheduler) == {"a": 10 + 2 * 27}
+
+
+def test_any_cost_function_is_charged_with_no_output_at_dispatch_and_its_rise_with_each_token():
+    h = ProfiledCost()
+    scheduler = vtc({"a": 2}, cost=h)
+    request = send(scheduler, "a", "r", prompt=300)
+    drain(scheduler)
+    assert counters(scheduler)["a"] == pytest.approx(h(300, 0, 0) / 2)
+    before = counters(scheduler)["a"]
+    for generated in range(1, 40):
+        scheduler.progress(request, 300, generated, 0.0)
+        after = counters(scheduler)["a"]
+        assert after - before == pytest.approx(
+            (h(300, 0, generated) - h(300, 0, generated - 1)) / 2, abs=1e-5
+        )
+        before = after
+    scheduler.settle(request, Usage(300, 40), Outcome.FINISHED, 0.0)
+    assert counters(scheduler)["a"] == pytest.approx(h(300, 0, 40) / 2)
+    assert scheduler.shares(0.0)[0].total.cost == pytest.approx(h(300, 0, 40))
+
+
+def test_predicted_charge_of_any_cost_function_is_settled_at_what_was_generated():
+    h = ProfiledCost()
+    scheduler = vtc(prior=80, cost=h)
+    request = send(scheduler, "a", "r", prompt=300)
+    drain(scheduler)
+    assert counters(scheduler)["a"] == pytest.approx(h(300, 0, 80))
+    scheduler.progress(request, 300, 50, 0.0)
+    assert counters(scheduler)["a"] == pytest.approx(h(300, 0, 80))
+    scheduler.progress(request, 300, 90, 0.0)
+    assert counters(scheduler)["a"] == pytest.approx(h(300, 0, 90))
+    scheduler.settle(request, Usage(300, 10), Outcome.FINISHED, 0.0)
+    assert counters(scheduler)["a"] == pytest.approx(h(300, 0, 10))
 
 
 def test_charge_on_delivery_leaves_the_prediction_to_the_gate():
