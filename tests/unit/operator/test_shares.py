@@ -149,3 +149,54 @@ def test_shares_of_everybody_add_up(make, services):
     if actual[0] is not None:
         assert abs(sum(actual) - 100) <= len(actual) / 2
         assert abs(sum(row.share.entitled_percent for row in rows.values()) - 100) <= len(actual) / 2
+
+
+def shadowed(**figures):
+    return {
+        "algorithm": "VTC",
+        "compared": 10,
+        "wait": histogram(1.0),
+        "waitEnforced": histogram(4.0),
+        **figures,
+    }
+
+
+def test_what_a_shadow_would_have_changed_is_added_up_over_sidecars(make):
+    states = [
+        make.state(
+            shadow=[
+                shadowed(earlier=8, later=2, refused=3, waitChangeSeconds=-1.0, jain=0.9, jainEnforced=0.5)
+            ]
+        ),
+        make.state(shadow=[shadowed(compared=30, later=30, waitChangeSeconds=1.0, jain=0.5)]),
+        make.state(),
+    ]
+    (status,) = shares.shadow(states)
+    assert (status.type, status.decisions, status.refused) == ("VTC", 40, 3)
+    assert (status.earlier_percent, status.later_percent) == (20, 80)
+    assert status.wait_change_milliseconds == 500
+    assert status.wait_p90_milliseconds == pytest.approx(1000, rel=0.06)
+    assert status.enforced_wait_p90_milliseconds == pytest.approx(4000, rel=0.06)
+    assert (status.jain_permille, status.enforced_jain_permille) == (600, 500)
+    assert status.reason is None
+
+
+def test_a_shorter_wait_is_a_change_below_zero_and_nothing_compared_says_nothing(make):
+    (status,) = shares.shadow([make.state(shadow=[shadowed(waitChangeSeconds=-2.0)])])
+    assert status.wait_change_milliseconds == -2000
+    (status,) = shares.shadow([make.state(shadow=[{"algorithm": "VTC"}])])
+    assert (status.decisions, status.earlier_percent, status.wait_change_milliseconds) == (0, None, None)
+
+
+def test_a_shadow_that_was_switched_off_anywhere_says_why(make):
+    states = [
+        make.state(shadow=[shadowed()]),
+        make.state(shadow=[shadowed(off="RuntimeError: oh" + "!" * 500)]),
+    ]
+    (status,) = shares.shadow(states)
+    assert status.reason.startswith("RuntimeError: oh")
+    assert len(status.reason) == 256
+
+
+def test_algorithms_that_only_a_newer_sidecar_knows_are_left_out(make):
+    assert shares.shadow([make.state(shadow=[shadowed(algorithm="FairestOfAll")])]) == []
