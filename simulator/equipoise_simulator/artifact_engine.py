@@ -18,7 +18,7 @@ from equipoise_simulator.engine_model import steps_to_cover
 from equipoise_simulator.sequence import Sequence, SequenceState, Step
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Mapping
 
     from equipoise_scheduling.request import Request
     from equipoise_simulator.profiles import Profile
@@ -59,9 +59,12 @@ class ArtifactEngine:
             return sequence.generated_at_join + self._clock - sequence.joined
         return sequence.generated_at_join
 
-    def decoding(self) -> Iterable[Sequence]:
-        """Return the sequences that decode, in order of joining."""
-        return self._decoding.keys()
+    def decoded(self) -> list[tuple[Sequence, int]]:
+        """Return the sequences that decode, with the tokens generated so far."""
+        clock = self._clock
+        return [
+            (sequence, sequence.generated_at_join + clock - sequence.joined) for sequence in self._decoding
+        ]
 
     def add(self, sequence: Sequence) -> bool:
         """Take a sequence into the batch that is prefilled next."""

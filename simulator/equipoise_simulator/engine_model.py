@@ -99,6 +99,13 @@ class EngineModel:
         """Return the sequences that decode, in order of joining."""
         return self._decoding.keys()
 
+    def decoded(self) -> list[tuple[Sequence, int]]:
+        """Return the sequences that decode, with the tokens generated so far."""
+        clock = self._clock
+        return [
+            (sequence, sequence.generated_at_join + clock - sequence.joined) for sequence in self._decoding
+        ]
+
     # -- what a client does
 
     def add(self, sequence: Sequence) -> bool:

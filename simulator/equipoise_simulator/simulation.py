@@ -12,7 +12,8 @@ time, and the measures as plain data.
 
 What happens when, as in the sidecar: a decision is made whenever something arrives, ends or is preempted, and once a
 second. Scheduler and gate are told of tokens just before a decision in which somebody has to wait, and once a second,
-not token by token: nobody asks them in between. Events within one step of the engine are taken at its end.
+not token by token: nobody asks them in between. Events within one step of the engine are taken at its end. With more than
+`MANY_CALLS` calls they are told of a request's tokens `COARSE_TOKENS` at a time, as by an engine that streams in chunks.
 """
 
 from __future__ import annotations
@@ -38,16 +39,17 @@ from equipoise_simulator.rules import UNAUTHENTICATED, MinuteLimits
 from equipoise_simulator.sequence import Sequence
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
 
     from equipoise_api.policy import Capacity
     from equipoise_scheduling.base import TenantScheduler
-    from equipoise_scheduling.cost import Cost
     from equipoise_scheduling.request import Refusal
     from equipoise_simulator.sequence import Step
     from equipoise_simulator.workload import Call, Workload
 
 TICK_SECONDS = 1.0
+MANY_CALLS = 10_000
+COARSE_TOKENS = 32
 STUCK_SECONDS = 3_600.0
 """A queue out of which nothing goes for so long while the engine is empty is a scheduler's fault."""
 
@@ -76,8 +78,8 @@ class Engine(Protocol):
     def generated(self, sequence: Sequence) -> int:
         """Tokens generated so far."""
 
-    def decoding(self) -> Iterable[Sequence]:
-        """Sequences that decode."""
+    def decoded(self) -> list[tuple[Sequence, int]]:
+        """Sequences that decode, with the tokens generated so far."""
 
     def add(self, sequence: Sequence) -> bool:
         """Take a sequence."""
@@ -128,6 +130,7 @@ def simulate(
     gate: GateSettings | GateName | None = None,
     profile: Profile | str | None = None,
     seed: int = 0,
+    resolution: int | None = None,
     progress: Callable[[float], None] | None = None,
 ) -> Result:
     """Run a workload to its end and measure it.
@@ -138,6 +141,7 @@ def simulate(
         gate: What may be in flight; None: what the contender says, else `peak`. The "papers" profile has a gate of its own.
         profile: The engine; None: the one that the workload is meant for.
         seed: Of the noisy predictor; workloads have their own.
+        resolution: Tokens of a request after which scheduler and gate are told; None: 1, or `COARSE_TOKENS` of many calls.
         progress: Called with the share of the calls that have ended, at most once a simulated second.
 
     Raises ValueError for an unknown name or a setting that cannot be. Takes time in proportion to the calls, times the
@@ -157,7 +161,9 @@ def simulate(
         name = gate or (settings.kind if contender.enforced else "open")
         if name != "open":
             settings = replace(settings, kind=name)
-    return _Run(workload, contender, (name, settings), profile, seed=seed, progress=progress).run()
+    return _Run(
+        workload, contender, (name, settings), profile, seed=seed, resolution=resolution, progress=progress
+    ).run()
 
 
 def _gate(name: GateName, settings: GateSettings, profile: Profile, sizes: Capacity) -> Gate:
@@ -178,11 +184,14 @@ class _Run:
         profile: Profile,
         *,
         seed: int,
+        resolution: int | None,
         progress: Callable[[float], None] | None,
     ) -> None:
         self.workload, self.contender, self.profile = workload, contender, profile
         self.scheduler: TenantScheduler = contender.scheduler(workload, seed)
-        self.cost: Cost = LinearCost()
+        self.cost = LinearCost()
+        coarse = COARSE_TOKENS if len(workload.calls) > MANY_CALLS else 1
+        self.resolution = coarse if resolution is None else resolution
         self.engine: Engine
         self.gate: Admission
         self.artifact: ArtifactGate | None = None
@@ -423,21 +432,21 @@ class _Run:
         if self._synced == self.now:
             return
         self._synced = self.now
-        generated = self.engine.generated
-        for sequence in self.engine.decoding():
-            self._count(sequence.owner, generated(sequence))
+        resolution = self.resolution
+        for sequence, generated in self.engine.decoded():
+            record = sequence.owner
+            if generated - record.generated >= resolution:
+                self._count(record, generated)
 
     def _count(self, record: Record, generated: int) -> None:
         news = generated - record.generated
         if news <= 0:
             return
+        prompt, tenant, cost = record.call.prompt_tokens, record.request.tenant, self.cost
+        service = cost.output * news + (0.0 if record.generated else cost.input * prompt)
         record.generated = generated
-        call, now = record.call, self.now
-        prompt, before = call.prompt_tokens, generated - news
-        cost = self.cost(prompt, 0, generated) - (self.cost(prompt, 0, before) if before else 0.0)
-        tenant = record.request.tenant
-        self.series[tenant].deliver(now, cost / self.weights[tenant])
-        self.scheduler.progress(record.request, prompt, generated, now)
+        self.series[tenant].deliver(self.now, service / self.weights[tenant])
+        self.scheduler.progress(record.request, prompt, generated, self.now)
         self.gate.progress(record.request, prompt, generated)
 
     def _deliver(self, step: Step) -> None:
