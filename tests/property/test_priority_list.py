@@ -71,9 +71,9 @@ def test_nobody_is_overtaken_too_often_and_equals_and_own_requests_go_in_order(o
         elif waiting:
             first = int(quick.order()[0])
             quick.remove(str(first))
-            tenant, priority = waiting.pop(first)
+            tenant, best = waiting.pop(first)
             for older in [other for other in waiting if other < first]:
-                assert waiting[older][1] > priority, "only a better priority overtakes"
+                assert waiting[older][1] > best, "only a better priority overtakes"
                 assert waiting[older][0] != tenant, "a tenant's own go in order"
                 passed[older] += 1
                 assert passed[older] <= overtakes
@@ -87,10 +87,7 @@ def test_put_back_stands_where_it_stood(operations, places):
         if what == "join":
             quick.join(str(number), who, priority, 50)
     before = quick.order()
-    taken = []
-    for place in places:
-        if len(quick):
-            taken.append(quick.remove(quick.order()[place % len(quick)]))
+    taken = [quick.remove(quick.order()[place % len(quick)]) for place in places if len(quick)]
     for place in taken:
         quick.put_back(place)
     assert quick.order() == before
