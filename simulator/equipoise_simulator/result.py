@@ -25,6 +25,7 @@ from equipoise_scheduling.measures import (
     summary,
 )
 from equipoise_scheduling.request import Outcome
+from equipoise_simulator.holistic import jain_holistic
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -156,6 +157,7 @@ class Result:
             "tokens_per_second": self.tokens_per_second,
             "jain": self.jain,
             "jain_contended": sum(jains) / len(jains) if jains else None,
+            "jain_holistic": jain_holistic(self.records, self.weights, self.workload.ticks),
             "service_difference": asdict(self.difference(metric)),
             "accumulated_difference_max": self.accumulated(metric),
             "bound": self.bound.document(),
