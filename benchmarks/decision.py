@@ -106,16 +106,19 @@ def measure(kind: type[TenantScheduler], tenants: int) -> Result:
 
 
 def measure_gate(in_flight: int) -> float:
-    """Microseconds of CPU of one `fits` after one delivery, with that many requests in flight."""
+    """Microseconds of CPU of one `fits` after one delivery, with that many requests in flight.
+
+    The pool is one that takes the pass over all of them: neither so full nor so empty that sums decide.
+    """
     rng = random.Random(1)
     gate = Gate()
-    gate.set_pool(10_000_000)
     sent = requests(10, in_flight + 1, rng)
     for request in sent:
         request.predicted_tokens = rng.randint(1, 256)
     candidate = sent.pop()
     for request in sent:
         gate.start(request)
+    gate.set_pool(int((gate.used + 0.8 * gate.outstanding) / (gate.percent / 100)))
     best = float("inf")
     for attempt in range(1, 20):
         start = time.process_time()
