@@ -1,0 +1,345 @@
+"""Does the simulator predict a real vLLM? Calibrate, simulate a load, replay that load for real, compare.
+
+    .venv/bin/python -m benchmarks.closed_loop        writes benchmarks/results/closed_loop.{md,json}
+
+The load has nothing of the calibration's: three tenants of different lengths and rhythms, open loop, more than the engine
+can serve. The same calls go through the simulator and, over HTTP, through a sidecar to the engine, under the same scheduler,
+gate and predictor. `--stand-in` takes the stand-in engine in vLLM's place: what is left then is the error of the method.
+"""
+
+import argparse
+import asyncio
+import dataclasses
+import json
+import random
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+from benchmarks.machine import described, machine
+from benchmarks.sidecar import Account, configuration, running, start
+from rich.console import Console
+
+from equipoise_api.policy import AlgorithmType, Capacity
+from equipoise_cluster.ports import choose
+from equipoise_cluster.vllm import VERSION, Vllm
+from equipoise_scheduling.measures import ServiceSeries, service_difference, summary
+from equipoise_simulator.calibration.calibrate import Calibration, calibrate
+from equipoise_simulator.profiles import Profile
+from equipoise_simulator.simulation import simulate
+from equipoise_simulator.traces import Row, Trace, capacity
+from equipoise_simulator.workload import Call, Workload
+
+RESULTS = Path(__file__).parent / "results"
+SEQUENCES = 8
+KV_TOKENS = 4096
+CONTEXT = 1024
+SECONDS = 90.0
+DEMAND = 1.6
+"""What the load asks for over what the engine can serve. An error of the throughput shows DEMAND / (DEMAND - 1) times in
+the waits: near 1 nothing could be predicted."""
+TENANTS: dict[str, tuple[float, tuple[int, int], tuple[int, int]]] = {
+    "chat": (0.4, (20, 200), (10, 80)),
+    "batch": (0.4, (100, 600), (60, 120)),
+    "bursty": (0.2, (20, 100), (30, 60)),
+}
+"""Share of the demand, range of prompt tokens, range of output tokens; lengths are log-uniform."""
+TOLERANCE = 0.10
+
+
+@dataclass
+class Answer:
+    """One request of the real run. Seconds from the run's start."""
+
+    call: Call
+    sent: float
+    first: float | None = None
+    generated: int = 0
+    deliveries: list[tuple[float, float]] = field(default_factory=list)
+    """(time, cost)"""
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What is compared."""
+
+    ttft_mean: float
+    ttft_p50: float
+    ttft_p90: float
+    tokens_per_second: float
+    difference_mean: float
+    difference_max: float
+    requests: int
+
+
+def workload(profile: Profile, seed: int) -> Workload:
+    """Make the load: DEMAND times what the profile can serve, over SECONDS."""
+    source = random.Random(seed)
+    drawn: list[Row] = []
+    total = 1.0
+    served: dict[str, float] = dict.fromkeys(TENANTS, 0.0)
+
+    def length(bounds: tuple[int, int]) -> int:
+        low, high = bounds
+        return round(low * (high / low) ** source.random())
+
+    # Draw a mix large enough to measure what the engine can serve of it, then as much of it as the time takes.
+    while len(drawn) < 2000:
+        tenant = min(TENANTS, key=lambda name: served[name] / TENANTS[name][0])
+        row = Row(0.0, tenant, length(TENANTS[tenant][1]), length(TENANTS[tenant][2]))
+        served[tenant] += row.cost
+        drawn.append(row)
+    rate = capacity(Trace("mix", tuple(drawn[:400]), SECONDS), profile, 1)
+    rows: list[Row] = []
+    for row in drawn:
+        if total > DEMAND * rate * SECONDS:
+            break
+        total += row.cost
+        at = source.uniform(0, SECONDS)
+        if row.client == "bursty":  # three bursts of ten seconds
+            at = source.choice((10, 40, 70)) + source.uniform(0, 10)
+        rows.append(dataclasses.replace(row, arrival=at))
+    rows.sort(key=lambda row: row.arrival)
+    calls = tuple(
+        Call(
+            id=str(number),
+            tenant=row.client,
+            arrival=row.arrival,
+            prompt_tokens=row.input_tokens,
+            output_tokens=row.output_tokens,
+            max_tokens=row.output_tokens,
+        )
+        for number, row in enumerate(rows)
+    )
+    return Workload(name="closed loop", calls=calls, seconds=SECONDS, warmup=0.0)
+
+
+async def replay(url: str, load: Workload, accounts: dict[str, Account]) -> tuple[list[Answer], float]:
+    """Send every call when it is due; return the answers and the seconds until the last one ended."""
+    source = random.Random(1)
+    prompts = {
+        call.id: [source.randrange(100, 1000) for _ in range(call.prompt_tokens)] for call in load.calls
+    }
+    connector = aiohttp.TCPConnector(limit=0)
+    async with aiohttp.ClientSession(
+        connector=connector, timeout=aiohttp.ClientTimeout(total=None)
+    ) as session:
+        began = time.perf_counter()
+
+        async def send(call: Call) -> Answer:
+            await asyncio.sleep(max(0.0, call.arrival - (time.perf_counter() - began)))
+            answer = Answer(call, time.perf_counter() - began)
+            body = {
+                "model": "m",
+                "prompt": prompts[call.id],
+                "max_tokens": call.output_tokens,
+                "ignore_eos": True,
+                "stream": True,
+                "stream_options": {"include_usage": True, "continuous_usage_stats": True},
+            }
+            headers = accounts[call.tenant].headers
+            async with session.post(f"{url}/v1/completions", json=body, headers=headers) as response:
+                if response.status != 200:
+                    answer.error = f"{response.status}: {(await response.text())[:200]}"
+                    return answer
+                async for line in response.content:
+                    if not line.startswith(b"data: {"):
+                        continue
+                    tokens = json.loads(line[6:])["usage"]["completion_tokens"]
+                    if tokens <= answer.generated:
+                        continue
+                    at = time.perf_counter() - began
+                    cost = 2 * (tokens - answer.generated)
+                    if answer.first is None:
+                        answer.first = at
+                        cost += call.prompt_tokens
+                    answer.generated = tokens
+                    answer.deliveries.append((at, cost))
+            return answer
+
+        answers = await asyncio.gather(*(send(call) for call in load.calls))
+        return list(answers), time.perf_counter() - began
+
+
+def measured(load: Workload, answers: list[Answer], seconds: float) -> Figures:
+    """Measure a real run as the simulator measures its own."""
+    failed = [answer.error for answer in answers if answer.error]
+    if failed:
+        raise RuntimeError(f"{len(failed)} requests failed, the first with {failed[0]}")
+    series = {name: ServiceSeries() for name in load.tenants}
+    for answer in sorted(answers, key=lambda answer: answer.sent):
+        series[answer.call.tenant].demand(
+            answer.sent, answer.call.prompt_tokens + 2 * answer.call.output_tokens
+        )
+    for at, cost, tenant in sorted(
+        (at, cost, answer.call.tenant) for answer in answers for at, cost in answer.deliveries
+    ):
+        series[tenant].deliver(at, cost)
+    ttft = summary([answer.first - answer.sent for answer in answers if answer.first is not None])
+    tokens = sum(answer.call.prompt_tokens + answer.generated for answer in answers)
+    difference = service_difference(series, load.ticks)
+    return Figures(
+        ttft.mean, ttft.p50, ttft.p90, tokens / seconds, difference.mean, difference.max, len(answers)
+    )
+
+
+def predicted(load: Workload, algorithm: AlgorithmType, profile: Profile) -> Figures:
+    """Simulate the same calls."""
+    result = simulate(load, algorithm, gate="peak", profile=profile)
+    ttft = summary([record.ttft for record in result.records if record.ttft is not None])
+    difference = result.difference()
+    return Figures(
+        ttft.mean,
+        ttft.p50,
+        ttft.p90,
+        result.tokens_per_second,
+        difference.mean,
+        difference.max,
+        len(result.records),
+    )
+
+
+@contextmanager
+def engine(folder: Path, *, stand_in: bool) -> Iterator[tuple[str, str | None]]:
+    """Start the engine; gives its address for a sidecar, and its socket."""
+    if stand_in:
+        (port,) = choose(1)
+        url = f"http://127.0.0.1:{port}"
+        options = [
+            "--max-num-seqs",
+            SEQUENCES,
+            "--kv-tokens",
+            KV_TOKENS,
+            "--max-model-len",
+            CONTEXT,
+            "--model",
+            "m",
+        ]
+        command = [str(Path(sys.executable).with_name("equipoise")), "engine", "--port", str(port)]
+        with running([*command, *map(str, options)], folder / "engine.log", f"{url}/health"):
+            yield url, None
+        return
+    socket = folder / "vllm.sock"
+    with Vllm.start(
+        log=folder / "vllm.log",
+        uds=socket,
+        max_num_seqs=SEQUENCES,
+        max_model_len=CONTEXT,
+        kv_tokens=KV_TOKENS,
+    ):
+        yield f"unix:{socket}", str(socket)
+
+
+def report(
+    rows: list[tuple[str, Figures, Figures]], made: Calibration, facts: dict[str, str], name: str
+) -> str:
+    """Write the comparison in Markdown."""
+    profile, errors = (
+        made.profile,
+        ", ".join(f"{kind} {error:.1%}" for kind, error in made.fit.errors.items()),
+    )
+    lines = [
+        "# Does the simulator predict a real engine?",
+        "",
+        (
+            f"{described(facts)} {name}, {SEQUENCES} sequences, {KV_TOKENS:,} tokens of KV cache. Calibrated: a step takes "
+            f"{profile.a0 * 1e3:.2f} ms + {profile.a1 * 1e6:.0f} us a prompt token + {profile.a2 * 1e6:.0f} us a sequence + "
+            f"{profile.a3 * 1e6:.2f} us a token of context, latency {profile.latency * 1e3:.1f} ms; median error of the fit: "
+            f"{errors}. The load: {rows[0][1].requests} requests of {len(TENANTS)} tenants in {SECONDS:.0f} s, "
+            f"{DEMAND} times what the engine can serve."
+        ),
+        "",
+        "| scheduler | measure | simulated | real | simulated / real |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for algorithm, simulated, real in rows:
+        for label, key in (
+            ("TTFT mean, s", "ttft_mean"),
+            ("TTFT p50, s", "ttft_p50"),
+            ("TTFT p90, s", "ttft_p90"),
+            ("tokens/s", "tokens_per_second"),
+            ("service difference, mean", "difference_mean"),
+            ("service difference, max", "difference_max"),
+        ):
+            a, b = getattr(simulated, key), getattr(real, key)
+            lines.append(f"| {algorithm} | {label} | {a:,.2f} | {b:,.2f} | {a / b:.3f} |")
+    worst = {
+        key: max(abs(getattr(a, key) / getattr(b, key) - 1) for _, a, b in rows)
+        for key in ("ttft_mean", "tokens_per_second", "difference_mean")
+    }
+    verdict = "within" if max(worst.values()) <= TOLERANCE else "not within"
+    lines += [
+        "",
+        (
+            f"Mean TTFT, throughput and mean service difference are {verdict} {TOLERANCE:.0%}: off by at most "
+            f"{worst['ttft_mean']:.1%}, {worst['tokens_per_second']:.1%} and {worst['difference_mean']:.1%}."
+        ),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Measure, print and write."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--stand-in", action="store_true", help="the stand-in engine in vLLM's place")
+    parser.add_argument("--scheduler", action="append", choices=["FCFS", "VTC", "Equipoise"], default=[])
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    arguments = parser.parse_args()
+    console, facts = Console(stderr=True, highlight=False), machine("benchmarks.closed_loop")
+    rows: list[tuple[str, Figures, Figures]] = []
+    with (
+        tempfile.TemporaryDirectory() as place,
+        engine(Path(place), stand_in=arguments.stand_in) as (url, uds),
+    ):
+        made = asyncio.run(
+            calibrate(
+                "http://engine" if uds else url,
+                uds=uds,
+                name="vllm-cpu",
+                max_num_seqs=SEQUENCES,
+                max_num_batched_tokens=CONTEXT,
+                tell=console.print,
+            )
+        )
+        load = workload(made.profile, arguments.seed)
+        accounts = {name: Account(f"team/{name}") for name in load.tenants}
+        for algorithm in arguments.scheduler or ["FCFS", "VTC"]:
+            limits = Capacity(max_in_flight=SEQUENCES)
+            config = configuration(list(accounts.values()), algorithm, limits)
+            simulated = predicted(load, algorithm, made.profile)
+            console.print(f"{algorithm} simulated: {simulated}")
+            with start(url, config, Path(place)) as sidecar:
+                real = measured(load, *asyncio.run(replay(sidecar.url, load, accounts)))
+            console.print(f"{algorithm} real:      {real}")
+            rows.append((algorithm, simulated, real))
+    text = report(
+        rows, made, facts, "Stand-in engine" if arguments.stand_in else f"vLLM {VERSION} on the CPU"
+    )
+    print(text)
+    if arguments.stand_in:
+        return
+    (arguments.out / "closed_loop.md").write_text(text)
+    document: dict[str, Any] = {
+        "machine": facts,
+        "profile": made.profile.document(),
+        "runs": [
+            {"scheduler": name, "simulated": dataclasses.asdict(a), "real": dataclasses.asdict(b)}
+            for name, a, b in rows
+        ],
+    }
+    (arguments.out / "closed_loop.json").write_text(json.dumps(document, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The report: every scheduler against the papers' claims, in the simulator, every table of it made in one run."""

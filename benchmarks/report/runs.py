@@ -1,0 +1,92 @@
+"""Simulations by description: what a section of the report wants run, run once each, on all cores."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from equipoise_simulator.contender import Contender
+from equipoise_simulator.result import Metric
+from equipoise_simulator.simulation import GateName, simulate
+from equipoise_simulator.suites import suite
+from equipoise_simulator.traces import Trace, read_trace
+from equipoise_simulator.workload import Workload
+
+Document = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """A workload by the function that makes it, so that it can be made in another process."""
+
+    make: Callable[..., Workload]
+    arguments: tuple[Any, ...] = ()
+
+    def __call__(self) -> Workload:
+        """Make it."""
+        return self.make(*self.arguments)
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One simulation."""
+
+    load: Load
+    contender: str
+    gate: GateName | None = None
+    profile: str | None = None
+    metric: Metric = "token"
+    seed: int = 0
+    ablation: Callable[[Contender], Contender] | None = None
+    """Takes something away from the contender."""
+
+    def __call__(self) -> Document:
+        """Run it and return its measures."""
+        contender = Contender.parse(self.contender)
+        if self.ablation is not None:
+            contender = self.ablation(contender)
+        result = simulate(self.load(), contender, gate=self.gate, profile=self.profile, seed=self.seed)
+        return result.document(self.metric)
+
+
+Results = Mapping[Run, Document]
+
+
+def named(name: str, seed: int = 0, load: float | None = None) -> Workload:
+    """Make a suite's workload."""
+    return suite(name, seed=seed, load=load)
+
+
+def traced(path: Path) -> Workload:
+    """Make the suite `real` of a trace."""
+    return suite("real", trace=read_trace(path))
+
+
+def execute(
+    runs: Iterable[Run], tell: Callable[[int, int, Run], None] = lambda *_: None
+) -> dict[Run, Document]:
+    """Run each one once, on all cores; `tell` hears (done, of, which)."""
+    wanted = list(dict.fromkeys(runs))
+    results: dict[Run, Document] = {}
+    with ProcessPoolExecutor(os.cpu_count()) as pool:
+        futures = {pool.submit(run): run for run in wanted}
+        for future in as_completed(futures):
+            run = futures[future]
+            results[run] = future.result()
+            tell(len(results), len(wanted), run)
+    return results
+
+
+def trace_of(folder: Path, name: str) -> Trace:
+    """Read one of the public traces; SystemExit says where they come from."""
+    path = folder / name
+    if not path.is_file():
+        raise SystemExit(
+            f"{path} is missing. The report needs arena_27_clients.csv (github.com/Ying1123/VTC-artifact) and"
+            " azure_llm_{conv,code}_2023.csv (github.com/Azure/AzurePublicDataset); see benchmarks/report/README.md"
+        )
+    return read_trace(path)
