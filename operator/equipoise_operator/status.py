@@ -120,8 +120,10 @@ def tenant_status(tenant: Tenant, admissions: Iterable[Admission], error: str, n
     entries = [_entry(maker, name, each) for each in ordered]
     identity = _identity(maker, name, ordered, error)
     conditions = [identity, _synced_everywhere(maker, entries)]
-    if tenant.spec.slo is not None:
-        conditions.append(_slo_met(maker, tenant, ordered))
+    promised = [tenant.spec.slo, *(application.slo for application in tenant.spec.applications)]
+    objectives = [slo.objective_percent for slo in promised if slo is not None]
+    if objectives:
+        conditions.append(_slo_met(maker, max(objectives), ordered))
     return TenantStatus(
         observed_generation=tenant.metadata.generation,
         conditions=[_ready(maker, conditions[:2]), *conditions],
@@ -276,9 +278,8 @@ def _identity(maker: _Conditions, name: str, admissions: Sequence[Admission], er
     return maker.make("IdentityResolved", "True", "Resolved")
 
 
-def _slo_met(maker: _Conditions, tenant: Tenant, admissions: Sequence[Admission]) -> Condition:
-    assert tenant.spec.slo is not None
-    objective = tenant.spec.slo.objective_percent
+def _slo_met(maker: _Conditions, objective: int, admissions: Sequence[Admission]) -> Condition:
+    """Compare all its requests with the strictest objective: what is reported is not split by application."""
     reached = [
         each.row.latency.slo_attainment_percent
         for each in admissions

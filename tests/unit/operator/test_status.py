@@ -200,6 +200,14 @@ class TestTenant:
     def test_without_an_slo_there_is_no_such_condition(self, make):
         assert "SLOMet" not in conditions(tenant_status(make.tenant("blue"), [], "", NOW))
 
+    def test_the_slo_of_an_application_is_held_to_as_well(self, make):
+        fast = {"name": "chat", "slo": {"ttftMilliseconds": 500, "objectivePercent": 99}}
+        tenant = make.tenant("blue", applications=[{"name": "batch"}, fast])
+        row = Row()
+        row.latency = row.latency.model_copy(update={"slo_attainment_percent": 97})
+        status = tenant_status(tenant, [self.admission(make, make.compiled(), row=row)], "", NOW)
+        assert conditions(status)["SLOMet"][0] == "False"
+
     def test_over_policies_usage_is_summed_latency_the_worst_and_the_share_of_the_largest_gap(self, make):
         def admission(name, actual, *, queued, p99, slo):
             row = Row()
