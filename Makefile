@@ -64,6 +64,10 @@ fix: setup ## Format, and mend what the linter can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+.PHONY: report
+report: setup ## Simulate every scheduler on the papers' loads and write docs/report (traces: see benchmarks/traces.py)
+	$(BIN)/python -m benchmarks.report
+
 .PHONY: requirements
 requirements: setup ## Renew the hashed requirement files from pyproject.toml
 	@echo uv | $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-header --python-version 3.11 - -o requirements/bootstrap.txt

@@ -10,6 +10,7 @@ length, a tenant a manner (a factor of its own), an answer log-normal noise; one
 
 import argparse
 import heapq
+import math
 import random
 import time
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.machine import described, machine
+from benchmarks.traces import ARENA, AZURE_CODE, AZURE_CONVERSATION, trace_path
 
 from equipoise_scheduling.features import Features, cues_in
 from equipoise_scheduling.mixture import Mixture
@@ -25,7 +27,6 @@ from equipoise_scheduling.prediction_error import PredictionError
 from equipoise_scheduling.request import Outcome, Request, Usage
 from equipoise_simulator.traces import read_trace
 
-DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 RESULTS = Path(__file__).parent / "results"
 SECONDS_A_TOKEN = 0.03
 MAX_TOKENS = 4096
@@ -49,6 +50,8 @@ class Sample:
 
     request: Request
     output: int
+    mean: float | None = None
+    """Of all such answers, where the load was made here."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,8 @@ class Result:
     trace: str
     requests: int
     mean: float
+    noise: float | None
+    """Mean absolute error of knowing each answer's true mean."""
     errors: dict[str, PredictionError]
     predict_microseconds: dict[str, float]
     learn_microseconds: dict[str, float]
@@ -84,7 +89,8 @@ def text_load(count: int, seed: int = 1, tenants: int = 8) -> Iterator[Sample]:
         tenant = rng.randrange(tenants)
         instruction, median, spread = rng.choice(KINDS)
         prompt = 10 + int(rng.lognormvariate(5, 1))
-        output = (median * manners[tenant] if median else prompt) * rng.lognormvariate(0, spread)
+        typical = median * manners[tenant] if median else prompt
+        output = typical * rng.lognormvariate(0, spread)
         cues, asked = cues_in(instruction if rng.random() < 0.9 else "As before, please.")
         request = Request(
             id=str(number),
@@ -100,7 +106,7 @@ def text_load(count: int, seed: int = 1, tenants: int = 8) -> Iterator[Sample]:
                 asked_tokens=asked,
             ),
         )
-        yield Sample(request, min(MAX_TOKENS, max(1, round(output))))
+        yield Sample(request, min(MAX_TOKENS, max(1, round(output))), typical * math.exp(spread**2 / 2))
 
 
 def measure(trace: str, samples: list[Sample]) -> Result:
@@ -131,10 +137,12 @@ def measure(trace: str, samples: list[Sample]) -> Result:
         heapq.heappush(running, (sample.request.arrival + SECONDS_A_TOKEN * sample.output, number))
     teach(float("inf"))
     count = len(samples)
+    noise = [abs(sample.output - sample.mean) for sample in samples if sample.mean is not None]
     return Result(
         trace,
         count,
         sum(sample.output for sample in samples) / count,
+        sum(noise) / count if noise else None,
         dict(predictors["mixture"].errors()),
         {name: seconds / count * 1e6 for name, seconds in predicting.items()},
         {name: seconds / count * 1e6 for name, seconds in learning.items()},
@@ -159,10 +167,11 @@ def table(results: list[Result], cues: float) -> str:
         described(machine("benchmarks.prediction")),
         "",
         "Mean absolute error in tokens, and in brackets the bias (predicted less generated), over all requests of a",
-        "load from the first one on; every predictor is judged on the same requests, just before each teaches it.",
+        "load from the first one on; every predictor is judged on the same requests, just before each teaches it. Noise",
+        "alone is the error of who knows kind, tenant and prompt of each request exactly.",
         "",
-        "| load | requests | mean output | mixture | single expert | moving average | mixture to moving average |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+        "| load | requests | mean output | mixture | single expert | moving average | noise alone | mixture to moving average |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for result in results:
         shown = [
@@ -170,6 +179,7 @@ def table(results: list[Result], cues: float) -> str:
             for name in PREDICTORS
         ]
         ratio = result.errors["mixture"].mean_absolute / result.errors["moving_average"].mean_absolute
+        shown.append("" if result.noise is None else f"{result.noise:.1f}")
         lines.append(
             f"| {result.trace} | {result.requests:,} | {result.mean:.0f} | {' | '.join(shown)} | {ratio:.2f} |"
         )
@@ -194,15 +204,11 @@ def table(results: list[Result], cues: float) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--write", action="store_true", help="write benchmarks/results/prediction.md")
-    parser.add_argument("--data", type=Path, default=DATA, help="where the traces are")
     arguments = parser.parse_args()
     results = []
-    for name in ("arena_27_clients", "azure_llm_conv_2023", "azure_llm_code_2023"):
-        path = arguments.data / f"{name}.csv"
-        if path.exists():
-            results.append(measure(name, list(traced(path))))
-        else:
-            print(f"{path} is missing: left out")
+    for name in (ARENA, AZURE_CONVERSATION, AZURE_CODE):
+        path = trace_path(name)
+        results.append(measure(path.stem, list(traced(path))))
     results += [
         measure("text load", list(text_load(4_000))),
         measure("text load, its first 300", list(text_load(300))),

@@ -1,4 +1,4 @@
-"""Make the report: `make report`, or `python -m benchmarks.report --traces DIR`. About ten minutes on two cores.
+"""Make the report: `make report`, or `python -m benchmarks.report`. About ten minutes on two cores.
 
 Writes docs/report/README.md and report.json; ends with 1 when a claim does not hold that is not known not to.
 """
@@ -14,7 +14,8 @@ from pathlib import Path
 
 from benchmarks.machine import described, machine
 from benchmarks.report.page import Inputs, Page
-from benchmarks.report.runs import Run, execute, trace_of
+from benchmarks.report.runs import Run, execute
+from benchmarks.traces import ARENA, AZURE_CODE, AZURE_CONVERSATION, trace_path
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 ROOT = Path(__file__).parents[2]
@@ -50,20 +51,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--traces", type=Path, default=ROOT.parent / "shared" / "data", help="folder of the public traces"
-    )
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "report")
     parser.add_argument(
         "--only", action="append", choices=SECTIONS, help="make only this section, and print it"
     )
     arguments = parser.parse_args()
-    for name in ("arena_27_clients.csv",):
-        trace_of(arguments.traces, name)
     inputs = Inputs(
-        arena=str(arguments.traces / "arena_27_clients.csv"),
-        azure_conversation=str(arguments.traces / "azure_llm_conv_2023.csv"),
-        azure_code=str(arguments.traces / "azure_llm_code_2023.csv"),
+        arena=str(trace_path(ARENA)),
+        azure_conversation=str(trace_path(AZURE_CONVERSATION)),
+        azure_code=str(trace_path(AZURE_CODE)),
     )
     sections = [import_module(f"benchmarks.report.{name}") for name in arguments.only or SECTIONS]
     facts, began = machine("benchmarks.report"), time.perf_counter()

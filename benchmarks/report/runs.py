@@ -13,7 +13,7 @@ from equipoise_simulator.contender import Contender
 from equipoise_simulator.result import Metric
 from equipoise_simulator.simulation import GateName, simulate
 from equipoise_simulator.suites import suite
-from equipoise_simulator.traces import Trace, read_trace
+from equipoise_simulator.traces import read_trace
 from equipoise_simulator.workload import Workload
 
 Document = dict[str, Any]
@@ -79,14 +79,3 @@ def execute(
             results[run] = future.result()
             tell(len(results), len(wanted), run)
     return results
-
-
-def trace_of(folder: Path, name: str) -> Trace:
-    """Read one of the public traces; SystemExit says where they come from."""
-    path = folder / name
-    if not path.is_file():
-        raise SystemExit(
-            f"{path} is missing. The report needs arena_27_clients.csv (github.com/Ying1123/VTC-artifact) and"
-            " azure_llm_{conv,code}_2023.csv (github.com/Azure/AzurePublicDataset); see benchmarks/report/README.md"
-        )
-    return read_trace(path)

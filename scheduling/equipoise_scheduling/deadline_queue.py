@@ -47,16 +47,16 @@ class TimedQueue(TenantQueue):
 
 
 class DeadlineQueue(TimedQueue):
-    """By place, the overdue ones last and by arrival. Every change is O(log n) amortised."""
+    """By place, the overdue ones last. Every change is O(log n) amortised."""
 
-    __slots__ = ("_cost", "_late", "_living", "_on_time", "_order", "_overdue", "_places")
+    __slots__ = ("_cost", "_heap", "_late", "_living", "_order", "_overdue", "_places")
 
     def __init__(self, order: Order) -> None:
         self._order = order
         self._living: dict[int, tuple[Request, float]] = {}
         """By arrival number, with the expected cost."""
         self._places: dict[int, Place] = {}
-        self._on_time: list[tuple[Place, int]] = []
+        self._heap: list[tuple[Place, int]] = []
         self._late: list[int] = []
         self._overdue: set[int] = set()
         self._cost = 0.0
@@ -78,15 +78,20 @@ class DeadlineQueue(TimedQueue):
 
     @override
     def move(self, request: Request) -> None:
-        place = self._places[request.number] = self._order(request)
         self._overdue.discard(request.number)
-        heappush(self._on_time, (place, request.number))
+        self._put(request.number, self._order(request))
 
     @override
     def expire(self, request: Request) -> None:
-        if request.number not in self._overdue:
-            self._overdue.add(request.number)
-            heappush(self._late, request.number)
+        number = request.number
+        if number not in self._overdue:
+            self._overdue.add(number)
+            heappush(self._late, number)
+            self._put(number, (OVERDUE, *self._places[number][1:]))
+
+    def _put(self, number: int, place: Place) -> None:
+        self._places[number] = place
+        heappush(self._heap, (place, number))
 
     @override
     def late(self, request: Request) -> bool:
@@ -94,23 +99,14 @@ class DeadlineQueue(TimedQueue):
 
     @override
     def head(self) -> Request:
-        heap = self._on_time
-        while heap:
-            if self._stands(heap[0]):
-                return self._living[heap[0][1]][0]
+        heap, places = self._heap, self._places
+        while places.get(heap[0][1]) != heap[0][0]:
             heappop(heap)
-        overdue = self.overdue()
-        if overdue is None:
-            raise IndexError("the queue is empty")
-        return overdue
-
-    def _stands(self, entry: tuple[Place, int]) -> bool:
-        return self._places.get(entry[1]) == entry[0] and entry[1] not in self._overdue
+        return self._living[heap[0][1]][0]
 
     @override
     def place(self) -> Place:
-        number = self.head().number
-        return (OVERDUE, number) if number in self._overdue else self._places[number]
+        return self._places[self.head().number]
 
     @override
     def overdue(self) -> Request | None:
@@ -126,12 +122,12 @@ class DeadlineQueue(TimedQueue):
         self._overdue.discard(request.number)
         if not self._living:
             self._cost = 0.0
-            self._on_time.clear()
+            self._heap.clear()
             self._late.clear()
-        elif len(self._on_time) + len(self._late) > 3 * len(self._living) + 16:
-            self._on_time = [entry for entry in set(self._on_time) if self._stands(entry)]
+        elif len(self._heap) + len(self._late) > 3 * len(self._living) + 16:
+            self._heap = [(place, number) for number, place in self._places.items()]
             self._late = list(self._overdue)
-            heapify(self._on_time)
+            heapify(self._heap)
             heapify(self._late)
 
 
@@ -161,7 +157,8 @@ class TimedFifoQueue(FifoQueue, TimedQueue):
     @override
     def place(self) -> Place:
         head = self.head()
-        return (OVERDUE, head.number) if self.late(head) else self._order(head)
+        place = self._order(head)
+        return (OVERDUE, *place[1:]) if self.late(head) else place
 
     @override
     def late(self, request: Request) -> bool:
@@ -179,21 +176,20 @@ class TimedFifoQueue(FifoQueue, TimedQueue):
 
 
 class Alarms:
-    """Tells whose deadline has passed. O(log n) amortised a request, however often it comes back."""
+    """Tells who has become overdue. O(log n) amortised a request, however often it comes back."""
 
     def __init__(self) -> None:
         self._heap: list[tuple[float, int, str]] = []
 
-    def set(self, request: Request, waiting: Mapping[str, Request]) -> None:
-        """Watch a request that joins a queue, among those of `waiting`, by id."""
-        assert request.deadline is not None, "the queue fixes the deadline before"
-        heappush(self._heap, (request.deadline, request.number, request.id))
+    def set(self, at: float, request: Request, waiting: Mapping[str, Request]) -> None:
+        """Watch for the time at which a request becomes overdue; `waiting` are all that wait, by id."""
+        heappush(self._heap, (at, request.number, request.id))
         if len(self._heap) > 2 * len(waiting) + 64:
             self._heap = [entry for entry in set(self._heap) if self._living(entry, waiting)]
             heapify(self._heap)
 
     def passed(self, now: float, waiting: Mapping[str, Request]) -> Iterator[Request]:
-        """Yield each request that waits and whose deadline has passed since the last call."""
+        """Yield each request that waits and has become overdue since the last call."""
         heap = self._heap
         while heap and heap[0][0] < now:
             request = self._living(heappop(heap), waiting)

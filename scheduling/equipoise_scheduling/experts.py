@@ -29,7 +29,7 @@ Row = list[float]
 """Times seen; router short, medium, long; experts short, medium, long; single."""
 
 ROW_LENGTH: Final = 8
-RATE: Final = 0.3
+RATE: Final = 0.45
 FLOOR: Final = 0.02
 """Least share of `RATE` that a row is moved by."""
 MOST_STEP: Final = 1.0

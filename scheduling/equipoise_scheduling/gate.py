@@ -13,6 +13,10 @@ The limit of these two is L % of the pool: see `kv_limit`.
 `prompt`: the prompt's blocks fit beside what is held at present, over the whole pool, as an engine alone admits. Outputs
 to come are not looked at, so preemptions are to be expected, change nothing, and no fairness bound holds.
 
+Headroom: the last points of L are for urgent requests, those with an SLO of at most `urgent_seconds` that they can still
+keep, so that one of them finds room at once. It is kept for a minute after the last of them arrived, from requests that
+a scheduler orders by deadline; without urgent ones it would only cost throughput.
+
 Under every kind adaptive batching (see `batching`) may hold a request back: by the predicted time of a step, and by the
 prompt tokens that are still to be prefilled.
 """
@@ -26,6 +30,7 @@ from equipoise_scheduling.kv_limit import KvLimit
 from equipoise_scheduling.kv_plan import Held, future_peak
 from equipoise_scheduling.request import Reason, Refusal, Request
 
+URGENT_MEMORY_SECONDS = 60.0
 CORRECTIONS = 3
 """The engine's surplus over our own count is believed once it has lasted this many scrapes."""
 
@@ -43,7 +48,7 @@ class GateSettings:
     headroom_percent: float = 5.0
     """Points of L that only urgent requests may use."""
     urgent_seconds: float = 10.0
-    """A request whose deadline is farther away is not urgent; one without a deadline may use all of L."""
+    """A request whose SLO is longer, or that has none, is not urgent; one without a deadline may use all of L."""
     context_tokens: int | None = None
     """The model's context length; output is never longer than that."""
     batching: BatchingLimits = field(default_factory=BatchingLimits)
@@ -89,6 +94,8 @@ class Gate:
         """What is in flight; by remaining output, falling, where `_sorted`."""
         self._sorted = True
         self._surplus: list[int] = []
+        self._last_urgent = float("-inf")
+        """Arrival of the latest urgent request that was started."""
         self._kv_limit = KvLimit(self.settings.utilisation_percent)
 
     def reconfigure(self, settings: GateSettings) -> None:
@@ -147,10 +154,9 @@ class Gate:
         if self._pool is None:
             return True
         limit = self._limit(self._pool)
-        deadline = request.deadline
         if self.settings.kind == "prompt":
             return self.used + candidate.kv <= limit
-        if deadline is not None and deadline - now > self.settings.urgent_seconds:
+        if self._leaves_headroom(request, now):
             limit -= self._pool * self.settings.headroom_percent / 100
         if self.settings.kind == "reserve":
             return self.reserved + candidate.reserved <= limit
@@ -173,6 +179,16 @@ class Gate:
             return None
         candidate = Held(request, self._block, self.settings.context_tokens)
         return self.batching.holds(self.settings.batching, candidate, self.sequences, self.used)
+
+    def _leaves_headroom(self, request: Request, now: float) -> bool:
+        deadline = request.deadline
+        if deadline is None or now - self._last_urgent > URGENT_MEMORY_SECONDS:
+            return False
+        return now > deadline or not self._urgent(request)
+
+    def _urgent(self, request: Request) -> bool:
+        budgets = (request.ttft_budget, request.e2e_budget)
+        return any(budget is not None and budget <= self.settings.urgent_seconds for budget in budgets)
 
     def _limit(self, pool: int) -> float:
         """Return the KV tokens that may be planned with."""
@@ -247,6 +263,8 @@ class Gate:
         self._ordered.append(held)
         self._sorted = False
         self.batching.started(held)
+        if self._urgent(request):
+            self._last_urgent = max(self._last_urgent, request.arrival)
 
     def progress(self, request: Request, prompt: int, generated: int, *, estimated: bool = False) -> None:
         """Count delivery, cumulative over the sequences; with anything generated `prompt` is the whole prompt.

@@ -50,7 +50,7 @@ def interactions(seed: int, *, closed_loop: bool = True) -> Workload:
     total = sum(counts)
     scale = total / 9_241
     users = _deal(source, counts, [round(n * scale) for n in HEAVIEST_USERS], USERS, exponent=0.6)
-    applications = _deal(source, counts, [round(LARGEST_APPLICATION * scale)], APPLICATIONS, exponent=1.0)
+    applications = _deal(source, counts, [LARGEST_APPLICATION], APPLICATIONS, exponent=1.0)
     owners = [
         application for application, count in zip(applications, counts, strict=True) for _ in range(count)
     ]
@@ -152,6 +152,7 @@ def _lengths(
     """Draw a length for each call: near its application's own, and all together as `quantiles` say."""
     normal = NormalDist()
     own = {owner: normal.inv_cdf(source.uniform(0.02, 0.98)) for owner in sorted(set(owners))}
+    own[0] = 0.0  # the largest application's lengths are usual ones: few of its calls are dropped
     scores = [
         APPLICATIONS_OWN**0.5 * own[owner] + (1 - APPLICATIONS_OWN) ** 0.5 * source.gauss(0, 1)
         for owner in owners

@@ -11,7 +11,9 @@ from equipoise_simulator.profiles import PROFILES
 from equipoise_simulator.simulation import simulate
 from equipoise_simulator.workload import Call, Workload
 
-SMALL = replace(PROFILES["fast"], kv_tokens=640, max_model_len=400, max_num_seqs=6, max_num_batched_tokens=128)
+SMALL = replace(
+    PROFILES["fast"], kv_tokens=640, max_model_len=400, max_num_seqs=6, max_num_batched_tokens=128
+)
 ARTIFACT = replace(PROFILES["papers"], kv_tokens=640, max_model_len=400, max_num_seqs=6)
 
 call_facts = st.tuples(
@@ -88,10 +90,15 @@ def test_every_call_ends_once_and_every_token_comes_once(
     requests = document["requests"]
     assert requests["arrived"] == len(result.records)
     assert requests["arrived"] == (
-        requests["finished"] + sum(requests["rejected"].values()) + requests["cancelled"] + requests["expired"]
+        requests["finished"]
+        + sum(requests["rejected"].values())
+        + requests["cancelled"]
+        + requests["expired"]
     )
     for key in ("arrived", "finished", "cancelled"):
         assert requests[key] == sum(tenant["requests"][key] for tenant in document["tenants"].values())
-    assert document["wasted_tokens"] == sum(tenant["wasted_tokens"] for tenant in document["tenants"].values())
+    assert document["wasted_tokens"] == sum(
+        tenant["wasted_tokens"] for tenant in document["tenants"].values()
+    )
     if gate != "artifact" and result.profile is SMALL and gate in {"peak", "reserve"}:
         assert result.bound.met

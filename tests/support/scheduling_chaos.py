@@ -7,13 +7,13 @@ hypothesis can shrink them.
 
 from collections import defaultdict
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from hypothesis import strategies as st
 
 from equipoise_scheduling.base import TenantScheduler
 from equipoise_scheduling.gate import Gate, GateSettings
-from equipoise_scheduling.request import Outcome, Request, Usage
+from equipoise_scheduling.request import Outcome, Reason, Request, Usage
 
 TENANTS = ("a", "b", "c", "d")
 
@@ -128,16 +128,33 @@ class Chaos:
             arrival=self.now,
             prompt_tokens=max(1, prompt * (op.x % 5) // 2),
             max_tokens=most,
+            **self._facts(op),
         )
         sent = Sent(request, prompt, 1 + (op.x * op.y) % most)
         refusal = self.gate.refuse(request)
-        if refusal is None:
-            assert self.scheduler.enqueue(request, self.now) is None
+        if refusal is None and (refusal := self.scheduler.enqueue(request, self.now)) is None:
             self.accepted[request.id] = self.queued[request.id] = sent
+        elif refusal.reason is not Reason.NEVER_FITS:
+            self._turned_away(request)
+
+    def _facts(self, _: Numbers) -> dict[str, Any]:
+        """Say more of a request: a test's own."""
+        return {}
+
+    def _turned_away(self, request: Request) -> None:
+        """Look at a request that the scheduler refused on arrival: a test's own check."""
+        raise AssertionError(f"{request.id} was refused")
+
+    def _throttled(self, request: Request) -> None:
+        """Look at a request that was refused in the queue: a test's own check."""
 
     def _pump(self, op: Numbers) -> None:
         for _ in range(1 + op.y % 4):
             request = self.scheduler.next(self.now, lambda r: self.gate.fits(r, self.now))
+            for refused, _ in self.scheduler.refused():
+                self._throttled(refused)
+                del self.queued[refused.id]
+                self.ended[refused.id] = Outcome.REFUSED
             if request is None:
                 return
             self.gate.start(request)

@@ -6,6 +6,7 @@ token a step. Nothing is shared with the code under test but the contract.
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from equipoise_scheduling.base import TenantScheduler
 from equipoise_scheduling.contract import TenantSettings
@@ -45,6 +46,8 @@ class Client:
     """What it allows; None: exactly what it gets."""
     cancel_at: float | None = None
     """Leaves each request when this fraction of its output has come."""
+    facts: Callable[[int], dict[str, Any]] = lambda _: {}
+    """What it says of its n-th request beside its sizes."""
 
     @property
     def demand(self) -> float:
@@ -106,6 +109,7 @@ class World:
                     arrival=self.now,
                     prompt=client.prompt,
                     max_tokens=client.max_tokens or client.output,
+                    **client.facts(self._sent),
                 )
                 cost = PROMPT_COST * client.prompt + OUTPUT_COST * client.output
                 self.series[client.name].demand(self.now, cost)

@@ -109,7 +109,8 @@ class Equipoise(VTC):
         self._least, self._slack = 0.0, 0.0
         """Of the choice under way: V, and how far above the least counter of the backlogged it may go."""
         self._since_overdue = 0
-        """Dispatches since one of an overdue request."""
+        """Dispatches since one of an overdue request, or since one waits."""
+        self._overdue_waits = False
         self._turns: dict[str, int] = {}
         """`_since_overdue` before each request in flight was dispatched."""
 
@@ -146,9 +147,23 @@ class Equipoise(VTC):
         for budget in (request.ttft_budget, request.e2e_budget):
             if budget is not None:
                 return budget
-        output = request.max_tokens if request.predicted_tokens is None else request.predicted_tokens
         prompt = request.prompt_tokens - request.cached_tokens
-        return self._settings.stretch * self.pace.service_seconds(prompt, output)
+        return self._settings.stretch * self.pace.service_seconds(prompt, self._output(request))
+
+    def _watch(self, request: Request) -> None:
+        """Have it overdue when it could not keep its SLO any more if it went at once."""
+        assert request.deadline is not None, "fixed when the request was queued"
+        prompt = request.prompt_tokens - request.cached_tokens
+        needed = 0.0
+        if request.ttft_budget is not None:
+            needed = self.pace.service_seconds(prompt, 1)
+        elif request.e2e_budget is not None:
+            needed = self.pace.service_seconds(prompt, self._output(request))
+        self._alarms.set(request.deadline - needed, request, self.books.waiting)
+
+    @staticmethod
+    def _output(request: Request) -> int:
+        return request.max_tokens if request.predicted_tokens is None else request.predicted_tokens
 
     def _queue(self, name: str) -> TimedQueue:
         queue = self.books.tenants[name].queue
@@ -188,14 +203,17 @@ class Equipoise(VTC):
         if band == 0:
             self._least, self._slack = lowest / SCALE, 0.0
             queue = self._queue(least)
-            yield (queue.overdue() if due else None) or queue.head()
+            overdue = queue.overdue()
+            self._overdue_waits = overdue is not None
+            yield overdue if overdue is not None and due else queue.head()
             return
         self._virtual_time = max(self._virtual_time, lowest)
         level = self._virtual_time + band
         self._least, self._slack = self._virtual_time / SCALE, (level - lowest) / SCALE
         self.band.admit(level)
-        chosen = self.band.longest_overdue(level) if due else None
-        if chosen is not None:
+        chosen = self.band.longest_overdue(level)
+        self._overdue_waits = chosen is not None
+        if chosen is not None and due:
             overdue = self._queue(chosen).overdue()
             assert overdue is not None, "the band holds it as having one"
             yield overdue
@@ -249,7 +267,7 @@ class Equipoise(VTC):
 
     @override
     def _request_joined(self, request: Request, now: float) -> None:
-        self._alarms.set(request, self.books.waiting)
+        self._watch(request)
         self._changed(request.tenant)
 
     @override
@@ -260,7 +278,8 @@ class Equipoise(VTC):
     @override
     def _dispatch(self, request: Request, now: float) -> Request:
         before = self._since_overdue
-        self._since_overdue = 0 if self._queue(request.tenant).late(request) else before + 1
+        kept_waiting = self._overdue_waits and not self._queue(request.tenant).late(request)
+        self._since_overdue = before + 1 if kept_waiting else 0
         self._turns[request.id] = before
         return super()._dispatch(request, now)
 
@@ -268,7 +287,7 @@ class Equipoise(VTC):
         """Place the waiting calls of its interaction anew: it has begun, or a dispatch was undone."""
         for call in self.books.interactions.waiting(request):
             self._queue(call.tenant).move(call)
-            self._alarms.set(call, self.books.waiting)
+            self._watch(call)
 
     @override
     def _dispatched(self, flight: Flight) -> None:

@@ -144,14 +144,21 @@ def test_what_can_never_fit_is_refused_on_arrival_with_what_to_do():
     assert made.refuse(request("batch", 3000, prompts=5, max_tokens=300)) is None
 
 
-def test_headroom_is_kept_for_requests_whose_deadline_is_near():
+def test_headroom_is_kept_for_urgent_requests_while_such_come():
     made = gate(pool=1000, headroom_percent=5.0)
-    made.start(request("a", 800, predicted=1))
-    far = request("far", 170, predicted=1, deadline=100.0)
-    assert not made.fits(far, 0.0)
-    assert made.fits(far, 95.0)
-    assert made.fits(request("none", 170, predicted=1), 0.0)
-    assert made.fits(request("small", 140, predicted=1, deadline=100.0), 0.0)
+    patient = {"predicted": 1, "deadline": 100.0}
+    urgent = {"predicted": 1, "deadline": 51.0, "arrival": 50.0, "ttft_budget": 1.0}
+    made.start(request("a", 790, **patient))
+    assert made.fits(request("alone", 170, **patient), 0.0)
+    made.start(request("first", 10, **urgent))
+    assert not made.fits(request("batch", 170, ttft_budget=100.0, **patient), 50.0)
+    assert not made.fits(request("near its deadline", 170, ttft_budget=100.0, **patient), 95.0)
+    assert not made.fits(request("no SLO", 170, **patient), 50.0)
+    assert made.fits(request("no deadline", 170, predicted=1), 50.0)
+    assert made.fits(request("small", 140, **patient), 50.0)
+    assert made.fits(request("urgent", 170, **urgent), 50.0)
+    assert not made.fits(request("overdue", 170, **urgent), 51.5)
+    assert made.fits(request("none urgent for a minute", 170, **patient), 111.0)
 
 
 def test_preemptions_of_unknown_cost_lower_the_limit_and_those_the_model_finds_cheap_do_not():
