@@ -58,7 +58,7 @@ def workload(rows, timeout):
     resolution=st.sampled_from([1, 8]),
 )
 def test_every_call_ends_once_and_every_token_comes_once(
-    rows, timeout, algorithm, predictor, gate, resolution
+    *, rows, timeout, algorithm, predictor, gate, resolution
 ):
     load = workload(rows, timeout)
     result = simulate(
