@@ -185,7 +185,7 @@ async def test_another_installs_pods_and_policies_are_left_alone(world):
 
 async def test_beside_a_policy_that_cannot_be_read_nobody_is_given_a_pass_through(world):
     world.policy("readable", labels={"app": "a"})
-    world.policy("from-the-future", mode="Shadow")
+    world.policy("from-the-future", mode="Sometimes")
     world.pod("a", labels={"app": "a"})
     world.pod("b", labels={"app": "b"})
     world.controller.start()
