@@ -20,7 +20,7 @@ Typical = Literal["Mean", "P99", "Min", "Max"]
 
 RECENT = 100
 """Calls that a figure is about."""
-START_CALLS = 4
+START_CALLS = 2
 """Calls for which the starting value of a mean counts."""
 MOST_APPLICATIONS = 64
 """Applications remembered of one tenant; beyond that the one unheard of longest is forgotten."""

@@ -221,8 +221,10 @@ class UserQueue(TenantQueue):
             level = counters[least]
         elif self._last_left is None:
             level = 0
+        elif self._users.get(self._last_left.name) is self._last_left:
+            level = counters[self._last_left.name]
         else:
-            level = counters.get(self._last_left.name, self._last_left.account.value)
+            level = self._last_left.account.value
         return {
             "level": level,
             "floor": self._floor,
