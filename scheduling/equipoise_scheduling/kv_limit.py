@@ -12,9 +12,8 @@ PREEMPTION_SECONDS = 10.0
 QUIET_SECONDS = 60.0
 LEAST_PERCENT = 70.0
 ALLOWANCE = 0.02
-"""Share of time that preemptions may cost. In the simulator, over the arena trace: 921 tokens/s, as without any reaction
-(922), where a reaction to each gives 909; with prompts five times as expensive 765, as with a reaction to each, where none
-gives 755."""
+"""Share of time that preemptions may cost. `benchmarks/results/gate.md` compares it with a reaction to each, which costs
+2 % of throughput where prompts are cheap, and with none, which costs some where they are dear."""
 
 
 class KvLimit:
