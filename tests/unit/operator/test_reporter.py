@@ -36,10 +36,20 @@ class World:
         self.members = []
         self.version = 100
         self.placements = {"team": Placement({}, {})}
-        fleet = SimpleNamespace(config=lambda _: self.compiled, members=lambda _: self.members)
+        self.exporter, self.problem = None, ""
+        fleet = SimpleNamespace(
+            config=lambda _: self.compiled,
+            members=lambda _: self.members,
+            exporter_of=lambda _: self.exporter,
+        )
         controller = SimpleNamespace(ours=self.ours, placements=self.placements)
         self.reporter = Reporter(
-            store=self.store, controller=controller, fleet=fleet, writer=self.offers, clock=lambda: self.now
+            store=self.store,
+            controller=controller,
+            fleet=fleet,
+            writer=self.offers,
+            clock=lambda: self.now,
+            exporters_problem=lambda: self.problem,
         )
 
     def ours(self):
@@ -188,8 +198,25 @@ def test_a_tenant_whose_policy_goes_is_told(world):
     assert {c.type: c.reason for c in made["team", "a"].conditions}["Ready"] == "NoPolicy"
 
 
+def test_an_exporter_that_is_missing_is_told_with_the_reason(world):
+    world.put_policy(gpu={"dcgm": "Exporter"})
+    world.compile()
+    world.member(gpu={"ageSeconds": 1.0})
+    world.problem = "cannot list pods"
+
+    def told():
+        (found,) = (c for c in world.report()[POLICY].conditions if c.type == "GPUMetricsStale")
+        return found.reason, found.message
+
+    reason, message = told()
+    assert reason == "NoExporter"
+    assert "vllm-0 (cannot list pods)" in message
+    world.exporter = "http://10.0.0.9:9400/metrics"
+    assert told() == ("Fresh", "")
+
+
 def test_objects_that_could_never_be_read_are_told_so(world):
-    world.put_policy(mode="Shadow")
+    world.put_policy(mode="Sometimes")
     world.put_tenants("a", weight=0)
     world.reporter.mark(("team", "a"))
     made = world.report()
