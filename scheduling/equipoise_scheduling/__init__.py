@@ -19,9 +19,12 @@ Parts, each along one axis
     choice              whom is served (least key, lazily kept)
     counters            what is counted: charge, settle, refund and lift, exact in integers
     cost, prediction    what a request costs, how long its output is expected to be
+    features, mixture, experts  what a body shows, and a mixture of experts that learns what it means
+    mapper, least_squares       latency and GPU utilisation to come, fitted to the engine
     prompt_estimate     prompt tokens from bytes, without a tokenizer
     gate, window        what may be in flight: KV cache and slots; how many an engine takes that does not say
-    bound               the fairness bound: derivation, live value, watch
+    bound, counter_bound    the fairness bounds, of service and of corrected counters: derivation, live value, watch
+    holistic            two counters scheduled by as one
     measures, service_window    how fairness is measured, over a run and over a sliding window
     schedulers, registry, history   the algorithms, the API's names for them, and a change between two
 
@@ -35,6 +38,8 @@ Papers and how this differs
     Past-future scheduling, Gong et al., ASPLOS 2025, https://arxiv.org/abs/2507.10150: the future peak of the gate.
         Here with one predicted length a request instead of a distribution, whole blocks, several sequences a request,
         and a limit that preemptions move.
+    Equinox, https://arxiv.org/abs/2508.16646: dual counters, charged by prediction and settled by measurement. Neither
+        code nor formulas could be had: `schedulers.equinox`, `mixture` and `mapper` are after it, not it.
 
 The bound, in short (`bound` has the proof). After a dispatch f receives only what was in flight then, and at its last
 dispatch c_f <= c_g; g lacks at most what it was charged and has not received. So from a moment when both were level
