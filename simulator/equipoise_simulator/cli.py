@@ -189,7 +189,7 @@ def simulate(
     profile: Annotated[
         str | None,
         typer.Option(
-            help="The engine: papers, fast, large, or a JSON file of `equipoise calibrate`. Default: the suite's."
+            help="The engine: papers, fast, slow, large, or a JSON file of `equipoise calibrate`. Default: the suite's."
         ),
     ] = None,
     seed: Annotated[int, typer.Option(help="Of generated loads, --split and the noisy predictor.")] = 0,

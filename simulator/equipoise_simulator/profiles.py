@@ -2,8 +2,9 @@
 
 A step takes `a0 + a1*prefill_tokens + a2*decode_seqs + a3*context_tokens` seconds. "papers" is Llama-2-7B on
 an A10G as the VTC paper's artifact (arXiv 2401.00588) describes it, with that artifact's loop in place of vLLM's; "fast"
-is the same engine 1.24 times faster, with vLLM's loop, and "large" that three times as fast with
-a KV pool of 100,000 tokens, for FairServe's interactions (its own engine is not described). Others are read from JSON files, as `equipoise calibrate` writes them.
+is the same engine 1.24 times faster, with vLLM's loop, "slow" half as fast as that, for ExFairS's scenarios, and "large"
+three times as fast with a KV pool of 100,000 tokens, for FairServe's interactions (the engines of these two are not
+described). Others are read from JSON files, as `equipoise calibrate` writes them.
 """
 
 from __future__ import annotations
@@ -111,6 +112,7 @@ PROFILES = {
     for profile in (
         Profile(name="papers", a0=0.0279, a1=0.00026, a2=0.000124, a3=0.0000011, loop="artifact"),
         Profile(name="fast", a0=0.0225, a1=0.00021, a2=0.0001, a3=0.0000009),
+        Profile(name="slow", a0=0.045, a1=0.00042, a2=0.0002, a3=0.0000018),
         Profile(name="large", a0=0.0075, a1=0.00007, a2=0.0000333, a3=0.0000003, kv_tokens=100_000),
     )
 }
