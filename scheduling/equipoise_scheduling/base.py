@@ -215,7 +215,11 @@ class TenantScheduler(Scheduler):
 
     @override
     def shares(self, now: float) -> list[TenantShare]:
-        return self.books.shares(now, self._counter)
+        return list(self.iter_shares(now))
+
+    @override
+    def iter_shares(self, now: float, *, idle: bool = True) -> Iterator[TenantShare]:
+        return self.books.shares(now, self._counter, idle=idle)
 
     @override
     def bound(self, now: float) -> Bound | None:
@@ -253,6 +257,10 @@ class TenantScheduler(Scheduler):
         self.books.adopt(mine)
         self.throttle = old.throttle
         self.throttle.reconfigure(self.books.settings.overload)
+        for flight in self.books.flights.values():
+            # What it was delivered so far is part of the history, and of the charge that follows: once is enough.
+            name = flight.tenant.name
+            history[name] = max(0.0, history.get(name, 0.0) - flight.delivered / flight.weight)
         self._take_over(history)
         for flight in self.books.flights.values():
             flight.recharge(ahead=self._ahead())

@@ -5,7 +5,8 @@ which request goes next, and what that does to anybody's counter, is the schedul
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from operator import attrgetter
 
 from equipoise_scheduling.contract import SchedulerSettings, TenantSettings, TenantShare
 from equipoise_scheduling.counters import Charge
@@ -355,23 +356,31 @@ class Books:
 
     # -- shares
 
-    def shares(self, now: float, counter: Callable[[str], float | None]) -> list[TenantShare]:
-        """Rows of all open tenants, by name. O(n log n)."""
-        tenants = sorted(self.tenants.values(), key=lambda tenant: tenant.name)
-        windows = [tenant.service.window(now) for tenant in tenants]
+    def shares(
+        self, now: float, counter: Callable[[str], float | None], *, idle: bool = True
+    ) -> Iterator[TenantShare]:
+        """Yield rows of all open tenants by name; without `idle`, of those that have or had anything in the window.
+
+        O(n log n), most of it row by row: a caller may let other work go on in between.
+        """
         owed: dict[str, float] = {}
         for flight in self.flights.values():
             name = flight.tenant.name
             owed[name] = owed.get(name, 0.0) + max(0.0, flight.expected - flight.delivered)
+        tenants = sorted(
+            (t for t in self.tenants.values() if idle or t.in_flight or len(t.queue) or t.service.cost(now)),
+            key=attrgetter("name"),
+        )
+        costs = [tenant.service.cost(now) for tenant in tenants]
         demands = [
-            window.cost + tenant.queue.expected_cost + owed.get(tenant.name, 0.0)
-            for tenant, window in zip(tenants, windows, strict=True)
+            cost + tenant.queue.expected_cost + owed.get(tenant.name, 0.0)
+            for tenant, cost in zip(tenants, costs, strict=True)
         ]
-        served = sum(window.cost for window in windows)
+        served = sum(costs)
         entitled = max_min(demands, [tenant.settings.weight for tenant in tenants], served)
         scale = 1 / served if served > 0 else 0.0
-        return [
-            TenantShare(
+        for tenant, cost, demand, fair in zip(tenants, costs, demands, entitled, strict=True):
+            yield TenantShare(
                 tenant=tenant.name,
                 weight=tenant.settings.weight,
                 queued=len(tenant.queue),
@@ -379,12 +388,14 @@ class Books:
                 held=tenant.held,
                 counter=counter(tenant.name),
                 total=tenant.service.total,
-                window=window,
+                window=tenant.service.window(now),
                 demand=demand,
                 entitled=fair * scale,
-                actual=window.cost * scale,
-                lag=fair - window.cost,
+                actual=cost * scale,
+                lag=fair - cost,
                 head_wait=max(0.0, now - tenant.queue.head().arrival) if len(tenant.queue) else 0.0,
             )
-            for tenant, window, demand, fair in zip(tenants, windows, demands, entitled, strict=True)
-        ]
+
+    def served(self) -> dict[str, float]:
+        """Return each open tenant's delivered cost since the start."""
+        return {name: tenant.service.total_cost for name, tenant in self.tenants.items()}

@@ -14,7 +14,7 @@ Counts given to `progress` and `settle` are cumulative and over all sequences of
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -226,6 +226,14 @@ class Scheduler(ABC):
     @abstractmethod
     def shares(self, now: float) -> list[TenantShare]:
         """One row a tenant, by name. O(tenants log tenants)."""
+
+    @abstractmethod
+    def iter_shares(self, now: float, *, idle: bool = True) -> Iterator[TenantShare]:
+        """Yield the same row by row; without `idle`, only of tenants that have or had anything in the window.
+
+        The caller may let time pass and tell the scheduler of events between two rows: sums are of the beginning, a row's
+        counts of its own moment.
+        """
 
     @abstractmethod
     def bound(self, now: float) -> Bound | None:

@@ -7,6 +7,8 @@ from equipoise_scheduling.contract import Service
 BUCKETS = 12
 """Buckets in one window: a figure covers between one window and one bucket more."""
 
+_NOTHING = Service()
+
 
 class ServiceWindow:
     """One tenant's delivery and dispatches. Memory O(BUCKETS), O(1) amortised an event."""
@@ -69,9 +71,18 @@ class ServiceWindow:
 
     def window(self, now: float) -> Service:
         """Return what was delivered in the window that ends at `now`."""
+        if not self._buckets:
+            return _NOTHING
         self._expire(now)
         prompt, cached, generated, cost, _ = self._sums
         return Service(int(prompt), int(cached), int(generated), max(0.0, cost))
+
+    def cost(self, now: float) -> float:
+        """Return the cost of what was delivered in the window that ends at `now`."""
+        if self._buckets:
+            self._expire(now)
+            return max(0.0, self._sums[3])
+        return 0.0
 
     def dispatches(self, now: float) -> int:
         """Return the requests dispatched in the window that ends at `now`."""
@@ -82,6 +93,11 @@ class ServiceWindow:
         """Return the seconds that the window's buckets cover."""
         self._expire(now)
         return now - self._buckets[0][0] * self._width if self._buckets else 0.0
+
+    @property
+    def total_cost(self) -> float:
+        """Cost of what was delivered since the start."""
+        return self._cost
 
     @property
     def total(self) -> Service:

@@ -69,7 +69,7 @@ def admin_app(store: ConfigStore, reporter: Reporter) -> FastAPI:
     @app.get(STATE_PATH)
     async def state() -> Response:
         """Report."""
-        return JSONResponse(reporter.state().document())
+        return Response(await reporter.encoded(), media_type="application/json")
 
     app.include_router(debug_routes(reporter.dispatcher))
     return app

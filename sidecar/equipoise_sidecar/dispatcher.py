@@ -424,8 +424,7 @@ class Dispatcher:
     def observe_gpu(self, reading: Reading) -> None:
         """Take in what DCGM says of the pod's GPUs. O(active tenants)."""
         now = self.clock()
-        service = {share.tenant: share.total.cost for share in self.scheduler.shares(now)}
-        self.gpu.observe(reading, service, busy=self.scheduler.in_flight > 0, now=now)
+        self.gpu.observe(reading, self.scheduler.books.served(), busy=self.scheduler.in_flight > 0, now=now)
 
     def connected(self, profile: EngineProfile) -> None:
         """Take in what a probe learnt of the engine."""

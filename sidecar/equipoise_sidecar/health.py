@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Awaitable, Callable
 
 from fastapi import Depends, FastAPI, HTTPException, Request, Response
 from fastapi.responses import PlainTextResponse
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST
 
 from equipoise_sidecar.debug import debug_routes
 from equipoise_sidecar.report import Reporter
 
 
-def health_app(reporter: Reporter, registry: CollectorRegistry) -> FastAPI:
-    """Build the application."""
+def health_app(reporter: Reporter, scrape: Callable[[], Awaitable[bytes]]) -> FastAPI:
+    """Build the application; `scrape` makes the metrics' text."""
     app = FastAPI(title="Equipoise sidecar: health", openapi_url=None)
 
     @app.get("/healthz")
@@ -32,7 +33,7 @@ def health_app(reporter: Reporter, registry: CollectorRegistry) -> FastAPI:
     @app.get("/metrics")
     async def metrics() -> Response:
         """Expose the metrics."""
-        return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
+        return Response(await scrape(), media_type=CONTENT_TYPE_LATEST)
 
     app.include_router(debug_routes(reporter.dispatcher), dependencies=[Depends(_local_only)])
     return app

@@ -6,34 +6,33 @@ what clients send never becomes a label.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
+from itertools import islice
 from typing import TypeVar
 
 from prometheus_client.core import (
     CounterMetricFamily,
     GaugeMetricFamily,
-    HistogramMetricFamily,
     InfoMetricFamily,
     Metric,
 )
 from prometheus_client.registry import Collector
 from typing_extensions import override
 
-from equipoise_api.latency import GROWTH, SMALLEST_SECONDS
-from equipoise_sidecar.accounting import Recorder
 from equipoise_sidecar.certificate import CertificateKeeper
 from equipoise_sidecar.gate_metrics import gate_metrics
 from equipoise_sidecar.gpu_metrics import gpu_metrics
 from equipoise_sidecar.report import Reporter
 from equipoise_sidecar.shadow_figures import shadow_metrics
 from equipoise_sidecar.snapshots import Snapshots
+from equipoise_sidecar.tenant_metrics import account_metrics, share_metrics
 
-F = TypeVar("F", CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily)
+T = TypeVar("T")
 
-LIMITS = range(24, 157, 12)
-"""Of the API's latency buckets, those that are exposed: 1 ms to 290 s, a factor of 3.1 apart."""
+TENANTS_AT_A_TIME = 20
+"""Between two looks at what else there is to do: about five milliseconds."""
 
 
 @dataclass(slots=True, eq=False)
@@ -46,7 +45,14 @@ class SidecarMetrics(Collector):
 
     @override
     def collect(self) -> Iterator[Metric]:
-        """Read the parts. O(active tenants)."""
+        """Read the parts, tenants in one go. O(tenants)."""
+        yield from self.general()
+        dispatcher = self.reporter.dispatcher
+        yield from share_metrics(dispatcher.scheduler.shares(dispatcher.clock()))
+        yield from account_metrics(dispatcher.accounting.items())
+
+    def general(self) -> Iterator[Metric]:
+        """Read all that is not there once for each tenant."""
         yield InfoMetricFamily(
             "equipoise_build", "The sidecar's software.", {"version": version("equipoise")}
         )
@@ -57,8 +63,14 @@ class SidecarMetrics(Collector):
         yield from self._fairness()
         yield from shadow_metrics(self.reporter.dispatcher.shadows, self.reporter.dispatcher.clock())
         yield from self._prediction()
-        yield from self._shares()
-        yield from self._accounts()
+
+    def by_tenant(self) -> Iterator[list[Metric]]:
+        """Read the rest, some tenants at a time: the same families again and again."""
+        dispatcher = self.reporter.dispatcher
+        for shares in _batched(dispatcher.scheduler.iter_shares(dispatcher.clock())):
+            yield [*share_metrics(shares)]
+        for accounts in _batched(dispatcher.accounting.items()):
+            yield [*account_metrics(accounts)]
 
     def _process(self) -> Iterator[Metric]:
         reporter, store = self.reporter, self.reporter.store
@@ -186,70 +198,6 @@ class SidecarMetrics(Collector):
                 bias.add_metric([name], seen.bias)
         yield from (error, bias)
 
-    def _shares(self) -> Iterator[Metric]:
-        dispatcher = self.reporter.dispatcher
-        shares = dispatcher.scheduler.shares(dispatcher.clock())
-        prompt = _by_tenant(
-            CounterMetricFamily, "prompt_tokens", "Prompt tokens delivered, cached ones included."
-        )
-        cached = _by_tenant(
-            CounterMetricFamily, "cached_tokens", "Prompt tokens that came from the prefix cache."
-        )
-        generated = _by_tenant(CounterMetricFamily, "generated_tokens", "Tokens generated.")
-        service = _by_tenant(CounterMetricFamily, "service", "Service delivered, in weighted tokens.")
-        demand = _by_tenant(
-            GaugeMetricFamily, "demand", "Service of the last minute and still asked for, in weighted tokens."
-        )
-        entitled = _by_tenant(
-            GaugeMetricFamily, "entitled_ratio", "Max-min fair share of the last minute's service."
-        )
-        actual = _by_tenant(GaugeMetricFamily, "actual_ratio", "Share of the last minute's service.")
-        counter = _by_tenant(
-            GaugeMetricFamily, "virtual_counter", "The scheduler's counter, in weighted tokens over weight."
-        )
-        for share in shares:
-            label = [share.tenant]
-            prompt.add_metric(label, share.total.prompt)
-            cached.add_metric(label, share.total.cached)
-            generated.add_metric(label, share.total.generated)
-            service.add_metric(label, share.total.cost)
-            demand.add_metric(label, share.demand)
-            entitled.add_metric(label, share.entitled)
-            actual.add_metric(label, share.actual)
-            if share.counter is not None:
-                counter.add_metric(label, share.counter)
-        yield from (prompt, cached, generated, service, demand, entitled, actual, counter)
-
-    def _accounts(self) -> Iterator[Metric]:
-        queued = _by_tenant(GaugeMetricFamily, "queued_requests", "Requests that wait.")
-        running = _by_tenant(GaugeMetricFamily, "running_requests", "Requests in the engine.")
-        ended = _by_tenant(
-            CounterMetricFamily, "requests", "Accepted requests that ended, by outcome.", "outcome"
-        )
-        refused = _by_tenant(CounterMetricFamily, "rejections", "Requests turned away, by reason.", "reason")
-        judged = _by_tenant(
-            CounterMetricFamily, "slo_requests", "Requests judged by their tenant's SLO.", "kept"
-        )
-        wait = _by_tenant(HistogramMetricFamily, "wait_seconds", "Wait in the queue.")
-        first = _by_tenant(
-            HistogramMetricFamily,
-            "time_to_first_token_seconds",
-            "Arrival to first token, of answers that stream.",
-        )
-        for tenant, account in self.reporter.dispatcher.accounting.items():
-            queued.add_metric([tenant], account.queued)
-            running.add_metric([tenant], account.running)
-            for outcome, count in account.outcomes.items():
-                ended.add_metric([tenant, outcome.value], count)
-            for reason, count in account.rejected.items():
-                refused.add_metric([tenant, reason], count)
-            if account.slo_total:
-                judged.add_metric([tenant, "true"], account.slo_kept)
-                judged.add_metric([tenant, "false"], account.slo_total - account.slo_kept)
-            wait.add_metric([tenant], *_histogram(account.wait))
-            first.add_metric([tenant], *_histogram(account.ttft))
-        yield from (queued, running, ended, refused, judged, wait, first)
-
 
 def _gauge(name: str, about: str, value: float) -> GaugeMetricFamily:
     return GaugeMetricFamily(f"equipoise_{name}", about, value=float(value))
@@ -259,18 +207,6 @@ def _counter(name: str, about: str, value: float) -> CounterMetricFamily:
     return CounterMetricFamily(f"equipoise_{name}", about, value=float(value))
 
 
-def _by_tenant(family: type[F], name: str, about: str, *labels: str) -> F:
-    return family(f"equipoise_{name}", about, labels=["tenant", *labels])
-
-
-def _histogram(recorder: Recorder) -> tuple[list[tuple[str, float]], float]:
-    """Return cumulative buckets by their upper limits, and the sum."""
-    return _cumulative(recorder.counts), recorder.seconds
-
-
-def _cumulative(counts: Mapping[int, int]) -> list[tuple[str, float]]:
-    buckets: list[tuple[str, float]] = []
-    for limit in LIMITS:
-        seen = sum(count for index, count in counts.items() if index <= limit)
-        buckets.append((f"{SMALLEST_SECONDS * GROWTH**limit:.4g}", float(seen)))
-    return [*buckets, ("+Inf", float(sum(counts.values())))]
+def _batched(rows: Iterator[T]) -> Iterator[list[T]]:
+    while batch := list(islice(rows, TENANTS_AT_A_TIME)):
+        yield batch

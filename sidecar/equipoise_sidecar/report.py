@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
+from operator import attrgetter, itemgetter
+
+import msgspec
 
 from equipoise_api.sidecar_state import EngineState, FairnessState, LoadState, SidecarState, TenantState
 from equipoise_scheduling.contract import Bound, TenantShare
@@ -12,6 +17,9 @@ from equipoise_sidecar.config_store import ConfigStore
 from equipoise_sidecar.dispatcher import Dispatcher
 from equipoise_sidecar.feedback import Feedback
 from equipoise_sidecar.shadow_figures import shadow_state
+
+ROWS_AT_A_TIME = 25
+"""Tenants between two looks at what else there is to do: about a millisecond."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +47,20 @@ class Reporter:
         return reasons
 
     def state(self) -> SidecarState:
-        """Return the whole report. O(active tenants)."""
+        """Return the whole report at once. O(active tenants)."""
+        return self._state(sorted(self._tenants(self.dispatcher.clock()), key=attrgetter("id")))
+
+    async def encoded(self) -> bytes:
+        """Return the whole report as JSON, letting requests go on in between: 10,000 tenants take a second."""
+        rows = []
+        for number, tenant in enumerate(self._tenants(self.dispatcher.clock())):
+            rows.append(tenant.document())
+            if number % ROWS_AT_A_TIME == 0:
+                await asyncio.sleep(0)
+        rows.sort(key=itemgetter("id"))
+        return msgspec.json.encode(self._state([]).document() | {"tenants": rows})
+
+    def _state(self, tenants: list[TenantState]) -> SidecarState:
         dispatcher, held = self.dispatcher, self.store.held
         now = dispatcher.clock()
         policy = dispatcher.policy
@@ -60,7 +81,7 @@ class Reporter:
             fairness=self._fairness(now),
             shadow=[shadow_state(report) for report in dispatcher.shadows.reports(now)],
             gpu=dispatcher.gpu.state(now),
-            tenants=self._tenants(now),
+            tenants=tenants,
         )
 
     def _engine(self, now: float) -> EngineState:
@@ -107,17 +128,16 @@ class Reporter:
             bound_met=bound.met,
         )
 
-    def _tenants(self, now: float) -> list[TenantState]:
-        dispatcher = self.dispatcher
-        shares = {share.tenant: share for share in dispatcher.scheduler.shares(now)}
-        accounts = dict(dispatcher.accounting.items())
-        states = []
-        for tenant in sorted(shares.keys() | accounts.keys()):
-            share, account = shares.get(tenant), accounts.get(tenant)
-            served = share is not None and (share.demand > 0 or share.window.prompt > 0)
-            if served or (account is not None and not account.is_idle(now)):
-                states.append(self._tenant(tenant, share, account, now))
-        return states
+    def _tenants(self, now: float) -> Iterator[TenantState]:
+        """Yield those that had anything to do in the last minute."""
+        accounting = self.dispatcher.accounting
+        seen: set[str] = set()
+        for share in self.dispatcher.scheduler.iter_shares(now, idle=False):
+            seen.add(share.tenant)
+            yield self._tenant(share.tenant, share, accounting.get(share.tenant), now)
+        for tenant, account in accounting.items():
+            if tenant not in seen and not account.is_idle(now):
+                yield self._tenant(tenant, None, account, now)
 
     def _tenant(
         self, tenant: str, share: TenantShare | None, account: TenantAccount | None, now: float

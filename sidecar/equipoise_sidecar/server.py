@@ -28,6 +28,7 @@ from equipoise_sidecar.control import ControlSocket
 from equipoise_sidecar.dcgm import PodId
 from equipoise_sidecar.dispatcher import Dispatcher
 from equipoise_sidecar.engine.pool import EnginePool
+from equipoise_sidecar.exposition import exposition
 from equipoise_sidecar.feedback import Feedback
 from equipoise_sidecar.gpu_scrape import GpuScraper
 from equipoise_sidecar.health import health_app
@@ -84,10 +85,10 @@ class Sidecar:
         ):
             issuer = Issuer(settings.issuer_url, settings.ca_file, settings.token_file)
             self._keeper = CertificateKeeper(issuer, self._use_certificate)
-        registry.register(SidecarMetrics(self._reporter, self._snapshots, self._keeper))
         ProcessCollector(registry=registry)
+        metrics = SidecarMetrics(self._reporter, self._snapshots, self._keeper)
         health = Listener(
-            health_app(self._reporter, registry),
+            health_app(self._reporter, lambda: exposition(metrics, registry)),
             settings.host,
             settings.health_port,
             setting="EQUIPOISE_HEALTH_PORT",

@@ -1,6 +1,7 @@
 """What operator, Prometheus and a person at the debug tables are told, from one scene on the test loop's clock."""
 
 import asyncio
+import json
 
 import httpx2
 import pytest
@@ -11,10 +12,11 @@ from equipoise_api.sidecar_state import SidecarState
 from equipoise_scheduling.request import Outcome, Usage
 from equipoise_sidecar.config_store import ConfigStore
 from equipoise_sidecar.debug import MOST_ROWS, queue_rows, request_rows, table, tenant_rows
+from equipoise_sidecar.exposition import exposition
 from equipoise_sidecar.feedback import Feedback
 from equipoise_sidecar.health import health_app
-from equipoise_sidecar.metrics import SidecarMetrics
-from equipoise_sidecar.report import Reporter
+from equipoise_sidecar.metrics import TENANTS_AT_A_TIME, SidecarMetrics
+from equipoise_sidecar.report import ROWS_AT_A_TIME, Reporter
 
 BLUE, RED = "team/blue", "team/red"
 
@@ -259,9 +261,7 @@ class TestDebugTables:
 class TestPlainPort:
     @pytest.fixture
     def get(self, reporter):
-        registry = CollectorRegistry()
-        registry.register(SidecarMetrics(reporter))
-        app = health_app(reporter, registry)
+        app = health_app(reporter, lambda: exposition(SidecarMetrics(reporter), CollectorRegistry()))
 
         async def ask(path, client="127.0.0.1"):
             transport = httpx2.ASGITransport(app, client=(client, 1))
@@ -289,3 +289,54 @@ class TestPlainPort:
         assert BLUE in text
         assert RED + "," not in text.splitlines()[1]
         assert len(text.splitlines()) == 2
+
+
+class TestByPieces:
+    """Thousands of tenants: nobody waits for a report to be finished."""
+
+    @pytest.fixture
+    def crowd(self, line):
+        for number in range(400):
+            ticket = line.send(f"many/{number}")
+            ticket.first_token()
+            ticket.finish(Outcome.FINISHED, Usage(prompt=100, generated=50))
+        return line
+
+    async def turns_during(self, making):
+        turns = 0
+
+        async def count():
+            nonlocal turns
+            while True:
+                turns += 1
+                await asyncio.sleep(0)
+
+        task = asyncio.create_task(count())
+        made = await making
+        task.cancel()
+        return made, turns
+
+    async def test_the_state_is_the_same_and_others_get_their_turn(self, crowd, reporter):
+        whole = reporter.state()
+        pieces, turns = await self.turns_during(reporter.encoded())
+        assert SidecarState.model_validate_json(pieces).tenants == whole.tenants
+        assert SidecarState.strictly(json.loads(pieces)) == whole
+        assert len(whole.tenants) == 400
+        assert turns >= 400 // ROWS_AT_A_TIME
+
+    async def test_a_scrape_is_the_same_and_others_get_their_turn(self, crowd, reporter):
+        metrics = SidecarMetrics(reporter)
+        registry = CollectorRegistry()
+        registry.register(metrics)
+        whole = generate_latest(registry).decode()
+        pieces, turns = await self.turns_during(exposition(metrics, CollectorRegistry()))
+        assert pieces.decode() == whole
+        assert turns >= 2 * 400 // TENANTS_AT_A_TIME
+
+    async def test_tenants_may_come_and_go_meanwhile(self, crowd, reporter):
+        making = asyncio.create_task(reporter.encoded())
+        await asyncio.sleep(0)
+        crowd.configure(tenants=[])
+        crowd.send("late/1")
+        crowd.dispatcher.tick()
+        assert len(json.loads(await making)["tenants"]) >= 400
