@@ -39,7 +39,7 @@ class Gpu(ApiModel):
     scrape_seconds: Annotated[int, Field(ge=1, le=300)] = 10
     """Between two readings; the exporter itself samples every 30 seconds unless told otherwise."""
     stale_seconds: Annotated[int, Field(ge=5, le=3600)] = 90
-    """Age from which a reading counts no more."""
+    """Age from which a reading counts no more; longer than the exporter's own interval."""
 
 
 class GpuExporter(ApiModel):
