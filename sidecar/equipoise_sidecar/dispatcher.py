@@ -49,6 +49,8 @@ from equipoise_sidecar.ticket import Phase, Ticket
 
 BUSY_SECONDS = 0.1
 SCHEDULER_TICK_SECONDS = 1.0
+GPU_EXPORTER = "gpu_exporter"
+"""In a snapshot."""
 
 log = structlog.get_logger(__name__)
 
@@ -441,12 +443,14 @@ class Dispatcher:
         self.scheduler.set_pool(self.capacity.kv_tokens)
 
     def snapshot(self) -> Snapshot:
-        """Return counters and what was learnt, as plain data."""
-        return self._history.snapshot(self.scheduler)
+        """Return counters, what was learnt and where GPU metrics are, as plain data."""
+        return {**self._history.snapshot(self.scheduler), GPU_EXPORTER: self.gpu.exporter}
 
     def restore(self, state: Snapshot) -> None:
         """Take over a former process's snapshot, before the first request."""
         self._history.restore(state)
+        exporter = state.get(GPU_EXPORTER)
+        self.gpu.point(exporter if isinstance(exporter, str) else None, self.clock())
         if self.policy.configured:
             self._history.adopt(self.scheduler)
 

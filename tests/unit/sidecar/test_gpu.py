@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import json
 from dataclasses import replace
 
 import pytest
@@ -12,6 +13,7 @@ from equipoise_api.sidecar_state import SidecarState
 from equipoise_scheduling.request import Outcome, Usage
 from equipoise_sidecar.config_store import ConfigStore
 from equipoise_sidecar.dcgm import GR_ENGINE_ACTIVE, DcgmError, Reading
+from equipoise_sidecar.dispatcher import Dispatcher
 from equipoise_sidecar.feedback import Feedback
 from equipoise_sidecar.gpu import GpuTelemetry
 from equipoise_sidecar.metrics import SidecarMetrics
@@ -239,6 +241,14 @@ class TestInTheSidecar:
         low, high, unknown = (after - before for before, after in itertools.pairwise(spent))
         assert high == pytest.approx(4 * low, rel=1e-6)
         assert low < unknown, "without telemetry it goes on, by what it expects"
+
+    async def test_a_restart_remembers_where_to_read(self, line):
+        line.dispatcher.gpu.point(URL, 0)
+        again = Dispatcher(line.dispatcher.clock)
+        again.restore(json.loads(json.dumps(line.dispatcher.snapshot())))
+        assert again.gpu.url == URL
+        again.restore({"gpu_exporter": 7})
+        assert again.gpu.url is None
 
     async def test_state_and_metrics_say_what_each_tenant_cost(self, line, reporter):
         dispatcher = line.dispatcher
