@@ -6,20 +6,69 @@ import asyncio
 import os
 import sys
 from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from equipoise_api.names import ADMIN_PORT, DATA_PORT, HEALTH_PORT
+
+
+def _flag(about: str, variable: str) -> Any:
+    return typer.Option(help=f"{about} [{variable}]", show_default=False)
 
 
 def run(
     *,
-    engine: str | None = None,
-    host: str | None = None,
-    data_port: int | None = None,
-    admin_port: int | None = None,
-    health_port: int | None = None,
-    state_dir: Path | None = None,
-    config_file: Path | None = None,
-    drain_seconds: float | None = None,
+    engine: Annotated[
+        str | None,
+        _flag(
+            "The engine: unix:/run/equipoise/engine.sock or http://127.0.0.1:8001. Needed.",
+            "EQUIPOISE_ENGINE",
+        ),
+    ] = None,
+    host: Annotated[
+        str | None, _flag("Address that the ports are opened on; 0.0.0.0 if left out.", "EQUIPOISE_HOST")
+    ] = None,
+    data_port: Annotated[
+        int | None, _flag(f"Where clients connect; {DATA_PORT} if left out.", "EQUIPOISE_DATA_PORT")
+    ] = None,
+    admin_port: Annotated[
+        int | None,
+        _flag(
+            f"Where the operator connects, with mutual TLS; {ADMIN_PORT} if left out. Not opened with --config-file.",
+            "EQUIPOISE_ADMIN_PORT",
+        ),
+    ] = None,
+    health_port: Annotated[
+        int | None,
+        _flag(f"Probes, metrics and debug tables; {HEALTH_PORT} if left out.", "EQUIPOISE_HEALTH_PORT"),
+    ] = None,
+    state_dir: Annotated[
+        Path | None,
+        _flag(
+            "Keeps configuration and counters over a restart and holds the control socket; nothing is kept if left out.",
+            "EQUIPOISE_STATE_DIR",
+        ),
+    ] = None,
+    config_file: Annotated[
+        Path | None,
+        _flag(
+            "A SidecarConfig, JSON or YAML, in place of an operator; SIGHUP reads it again.",
+            "EQUIPOISE_CONFIG_FILE",
+        ),
+    ] = None,
+    drain_seconds: Annotated[
+        float | None,
+        _flag(
+            "Longest time for queue and streams to end after SIGTERM; 60 if left out.",
+            "EQUIPOISE_DRAIN_SECONDS",
+        ),
+    ] = None,
 ) -> int:
-    """Serve in front of one engine until SIGTERM; return the exit status. Flags override the environment."""
+    """Serve in front of one engine until SIGTERM; return the exit status.
+
+    Each flag overrides the environment variable in brackets.
+    """
     import uvloop
 
     from equipoise_sidecar.control import ControlError
@@ -51,7 +100,17 @@ def run(
 
 
 def drain(
-    *, state_dir: Path | None = None, drained_file: Path | None = None, timeout_seconds: float | None = None
+    *,
+    state_dir: Annotated[
+        Path | None, _flag("Where the sidecar's control socket is. Needed.", "EQUIPOISE_STATE_DIR")
+    ] = None,
+    drained_file: Annotated[
+        Path | None, _flag("The file that the engine's preStop hook waits for.", "EQUIPOISE_DRAINED_FILE")
+    ] = None,
+    timeout_seconds: Annotated[
+        float | None,
+        _flag("Longest wait; five more than the sidecar's own if left out.", "EQUIPOISE_DRAIN_SECONDS"),
+    ] = None,
 ) -> int:
     """Have the sidecar of this pod finish its queue and streams, then create the file that the engine waits for.
 

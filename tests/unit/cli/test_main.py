@@ -54,3 +54,14 @@ def test_a_subcommands_status_is_the_commands():
     done = python("from equipoise_cli.main import main; main()", "sidecar", "drain")
     assert done.returncode == 2
     assert "EQUIPOISE_STATE_DIR" in done.stderr
+
+
+@pytest.mark.parametrize("command", ["run", "drain"])
+def test_every_flag_of_the_sidecar_says_what_it_is_for(command):
+    import typer
+
+    group = typer.main.get_command(main.app)
+    flags = [flag for flag in group.commands["sidecar"].commands[command].params if flag.name != "help"]
+    assert flags
+    for flag in flags:
+        assert "[EQUIPOISE_" in (flag.help or ""), flag.name
