@@ -12,6 +12,7 @@ from equipoise_scheduling.prediction import PredictionSettings
 from equipoise_scheduling.registry import SCHEDULERS
 from equipoise_scheduling.request import Outcome, Reason, Usage
 from equipoise_scheduling.schedulers.fcfs import FCFS
+from equipoise_scheduling.schedulers.vtc import VTC
 
 
 @case()
@@ -259,6 +260,18 @@ def change_of_algorithm_keeps_queue_flights_and_arrival_numbers(subject):
             assert mine == sorted(mine)
         with pytest.raises(ValueError, match="that has requests cannot take over"):
             carry_over(subject.make(), new, 3.0)
+
+
+@case(lambda traits: traits.unit == "tokens")
+def service_of_a_request_that_runs_through_a_change_of_algorithm_counts_once(subject):
+    old = VTC()
+    (request,) = fill(old, "a", prompt=10)
+    drain(old)
+    old.progress(request, 10, 40, 1.0)
+    new = carry_over(old, subject.make(), 1.0)
+    assert new.shares(1.0)[0].counter in {None, 10 + 2 * 40, 10 + 2 * 100}
+    finish(new, [request], 60, now=2.0)
+    assert new.shares(2.0)[0].counter in {None, 10 + 2 * 60}
 
 
 @case()
