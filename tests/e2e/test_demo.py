@@ -127,6 +127,11 @@ def test_the_demo_shows_that_vtc_is_fairer_and_leaves_a_report(process, tmp_path
     assert policy["status"]["sidecars"]["syncedOfTotal"] == "3/3"
     tenants = [each for each in objects if each["kind"] == "Tenant"]
     assert len(tenants) == 27
+    assert 0 <= policy["status"]["load"]["gpuPercent"] <= 100
+    assert ("GPUMetricsStale", "Fresh") in {
+        (condition["type"], condition["reason"]) for condition in policy["status"]["conditions"]
+    }
+    assert sum(tenant["status"]["usage"].get("gpuSeconds", 0) for tenant in tenants) > 0
     conditions = {condition["type"]: condition["status"] for condition in tenants[0]["status"]["conditions"]}
     assert conditions["Ready"] == "True"
 

@@ -1,16 +1,20 @@
 """Which exporter is on which node, and who is told: from listings to sidecars."""
 
 import asyncio
+from pathlib import Path
 
 import pytest
+import yaml
 
 from equipoise_api.gpu import GpuState
 from equipoise_operator.exporters import NOT_LOOKED_FOR, Exporters, urls
 from equipoise_operator.fleet import Fleet
 from equipoise_operator.kube import ApiError
 from equipoise_operator.push import Pusher
+from equipoise_operator.settings import DCGM_SELECTORS
 from equipoise_operator.sidecar_client import SidecarError
 
+DEMO = Path(__file__).parents[3] / "manifests" / "demo" / "exporter.yaml"
 SELECTORS = ("app=nvidia-dcgm-exporter", "app.kubernetes.io/name=dcgm-exporter")
 
 
@@ -50,6 +54,15 @@ class TestUrls:
     def test_of_two_on_a_node_the_first_by_name_stays(self):
         pods = [exporter("b", ip="10.0.0.2"), exporter("a", ip="10.0.0.1"), exporter("c", ip="10.0.0.3")]
         assert urls(pods) == urls(reversed(pods)) == {"node-a": "http://10.0.0.1:9400/metrics"}
+
+
+def test_the_demos_exporter_is_found_as_a_real_one():
+    manifest = yaml.safe_load(DEMO.read_text())
+    labels = {f"{name}={value}" for name, value in manifest["metadata"]["labels"].items()}
+    assert labels & set(DCGM_SELECTORS)
+    running = {"phase": "Running", "podIP": "127.0.1.1"}
+    pod = manifest | {"spec": manifest["spec"] | {"nodeName": "node-a"}, "status": running}
+    assert urls([pod]) == {"node-a": "http://127.0.1.1:9400/metrics"}
 
 
 class Listings:
