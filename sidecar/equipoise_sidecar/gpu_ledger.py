@@ -24,15 +24,13 @@ class Spent:
     def __add__(self, other: Spent) -> Spent:
         return Spent(self.seconds + other.seconds, self.joules + other.joules)
 
-    def part(self, fraction: float) -> Spent:
-        """Return a fraction of it."""
-        return Spent(self.seconds * fraction, self.joules * fraction)
-
 
 @dataclass(slots=True)
 class _Account:
-    total: Spent = Spent()
-    recent: deque[tuple[float, Spent]] = field(default_factory=deque)
+    seconds: float = 0.0
+    joules: float = 0.0
+    recent: deque[tuple[float, float, float]] = field(default_factory=deque)
+    """When, seconds and joules of each charge of the last minute."""
 
 
 class GpuLedger:
@@ -67,7 +65,7 @@ class GpuLedger:
         whole = math.fsum(delivered.values())
         if whole > 0:
             for tenant, more in delivered.items():
-                self._charge(tenant, self.waiting.part(more / whole), now)
+                self._charge(tenant, more / whole, now)
         elif not busy:
             self.nobody += self.waiting
         if whole > 0 or not busy:
@@ -77,29 +75,40 @@ class GpuLedger:
     def of(self, tenant: str) -> Spent:
         """Return a tenant's total."""
         account = self._accounts.get(tenant)
-        return account.total if account is not None else Spent()
+        return Spent(account.seconds, account.joules) if account is not None else Spent()
 
     def window(self, tenant: str, now: float) -> Spent:
         """Return what a tenant was charged in the last minute."""
         account = self._accounts.get(tenant)
         if account is None:
             return Spent()
-        while account.recent and account.recent[0][0] <= now - WINDOW_SECONDS:
-            account.recent.popleft()
-        entries = [spent for _, spent in account.recent]
-        return Spent(math.fsum(each.seconds for each in entries), math.fsum(each.joules for each in entries))
+        recent = account.recent
+        while recent and recent[0][0] <= now - WINDOW_SECONDS:
+            recent.popleft()
+        return Spent(
+            math.fsum(seconds for _, seconds, _ in recent), math.fsum(joules for _, _, joules in recent)
+        )
 
     def totals(self) -> Iterator[tuple[str, Spent]]:
         """Iterate over the tenants' totals, by name."""
         for tenant, account in sorted(self._accounts.items()):
-            yield tenant, account.total
+            yield tenant, Spent(account.seconds, account.joules)
 
-    def _charge(self, tenant: str, spent: Spent, now: float) -> None:
-        account = self._accounts.setdefault(tenant, _Account())
-        account.total += spent
-        account.recent.append((now, spent))
+    def _charge(self, tenant: str, part: float, now: float) -> None:
+        """Charge a part of what waits."""
+        account = self._accounts.get(tenant)
+        if account is None:
+            account = self._accounts[tenant] = _Account()
+        seconds, joules = self.waiting.seconds * part, self.waiting.joules * part
+        account.seconds += seconds
+        account.joules += joules
+        recent = account.recent
+        recent.append((now, seconds, joules))
+        while recent[0][0] <= now - WINDOW_SECONDS:
+            recent.popleft()
 
     def _forget(self, service: Mapping[str, float], now: float) -> None:
         for tenant in self._accounts.keys() - service.keys():
             if self.window(tenant, now) == Spent():
-                self.nobody += self._accounts.pop(tenant).total
+                self.nobody += self.of(tenant)
+                del self._accounts[tenant]
