@@ -28,6 +28,8 @@ DECISIONS = 10_000
 ROUNDS = 7
 IN_FLIGHT = 64
 PROGRESS = 4
+SETTINGS = {"RPM": {"requests_per_minute": 1_000_000_000}}
+"""A rate limit that does not act: every request is a decision."""
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -61,7 +63,7 @@ def requests(tenants: int, count: int, rng: random.Random) -> list[Request]:
 def measure(kind: type[TenantScheduler], tenants: int) -> Result:
     rng = random.Random(1)
     settings = {f"tenant-{at}": TenantSettings(weight=1 + at % 4) for at in range(tenants)}
-    scheduler = kind(tenants=settings)
+    scheduler = kind(kind.settings_type(**SETTINGS.get(kind.algorithm, {})), settings)
     waiting = deque(requests(tenants, 2 * tenants + (ROUNDS + 1) * DECISIONS + IN_FLIGHT, rng))
     flying: deque[Request] = deque()
 

@@ -85,6 +85,21 @@ def test_drr_debts_are_what_was_used_less_the_quanta_of_whole_turns(ops, gate):
         assert owed % 50 == 0
 
 
+class TurnByTurn(DRR):
+    def _skip_rounds(self, quantum):
+        """Pass every turn."""
+
+
+@many
+@given(operations, gates, st.sampled_from([1, 3, 50]))
+def test_drr_skips_rounds_as_if_it_had_passed_every_turn(ops, gate, quantum):
+    quick, slow = (kind(DRRSettings(quantum=quantum)) for kind in (DRR, TurnByTurn))
+    first, second = (Chaos.over(scheduler, gate, {}).run(ops) for scheduler in (quick, slow))
+    assert first.dispatched == second.dispatched
+    assert quick._deficits == slow._deficits
+    assert list(quick._active) == list(slow._active)
+
+
 rounds = st.lists(
     st.dictionaries(st.sampled_from("abcdef"), st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1),
     min_size=1,

@@ -59,8 +59,9 @@ class DRR(TenantScheduler):
     time being, and that turns stand still while nobody is backlogged.
 
     d <= Q, save for what a corrected estimate or an undone dispatch gives back; and since a tenant admits only while
-    d > 0, d > -(one prompt and the outputs that came of what was admitted since). A decision takes O(1) for each turn passed, and each turn
-    passed without a dispatch pays Q of a debt, so the turns of a request are its cost over Q, amortised.
+    d > 0, d > -(one prompt and the outputs that came of what was admitted since). A decision takes O(1) for each turn passed, at
+    most two rounds of them and a look at everybody; each turn passed without a dispatch pays at least Q of a debt, so
+    the turns of a request are its cost over Q, amortised.
     """
 
     algorithm = "DRR"
@@ -94,8 +95,11 @@ class DRR(TenantScheduler):
     def _candidates(self, now: float) -> Iterator[Request]:
         if not len(self.choice):
             return
-        quantum, deficits = round(self.quantum * SCALE), self._deficits
+        quantum, deficits, passed = round(self.quantum * SCALE), self._deficits, 0
         while True:
+            if passed >= len(self._active):
+                self._skip_rounds(quantum)
+                passed = 0
             name = next(iter(self._active))
             if self._first != name:
                 self._first = name
@@ -109,6 +113,20 @@ class DRR(TenantScheduler):
                 self._active[name] = None
             self._turn += 1
             self._first = None
+            passed += 1
+
+    def _skip_rounds(self, quantum: int) -> None:
+        """Give everybody at once the quanta of the rounds in which nobody comes out of debt. O(active tenants)."""
+        rounds = min(-self._deficits[name] for name in self.choice) // quantum
+        for name in list(self._active) if rounds > 0 else ():
+            debt = -self._deficits[name]
+            if name in self.choice:
+                self._deficits[name] += rounds * quantum
+            elif debt > 0:
+                self._deficits[name] += min(rounds, -(-debt // quantum)) * quantum
+                if self._deficits[name] >= 0:
+                    del self._active[name]
+        self._turn += max(0, rounds) * len(self._active)
 
     @override
     def _joined(self, tenant: Tenant, now: float) -> None:
