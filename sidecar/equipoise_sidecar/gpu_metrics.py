@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from equipoise_sidecar.gpu import GpuTelemetry
+from equipoise_sidecar.gpu_ledger import Spent
 
 
 def gpu_metrics(gpu: GpuTelemetry, now: float) -> Iterator[Metric]:
-    """Read the telemetry. O(tenants)."""
+    """Expose what is not there once for each tenant."""
     state = gpu.state(now)
     yield _gauge(
         "metrics_stale", "1 while GPU metrics are expected and there are no fresh ones.", state.stale
@@ -47,20 +48,6 @@ def gpu_metrics(gpu: GpuTelemetry, now: float) -> Iterator[Metric]:
     ):
         if value is not None:
             yield _gauge(name, about, value)
-    seconds = CounterMetricFamily(
-        "equipoise_gpu_busy_seconds",
-        "Busy GPU seconds, by the service delivered meanwhile.",
-        labels=["tenant"],
-    )
-    joules = CounterMetricFamily(
-        "equipoise_gpu_energy_joules",
-        "Energy in joules, by the service delivered meanwhile.",
-        labels=["tenant"],
-    )
-    for tenant, spent in gpu.ledger.totals():
-        seconds.add_metric([tenant], spent.seconds)
-        joules.add_metric([tenant], spent.joules)
-    yield from (seconds, joules)
     nobody = gpu.ledger.nobody
     yield CounterMetricFamily(
         "equipoise_gpu_nobodys_busy_seconds",
@@ -72,6 +59,24 @@ def gpu_metrics(gpu: GpuTelemetry, now: float) -> Iterator[Metric]:
         "Energy in joules while no request was in flight.",
         value=nobody.joules,
     )
+
+
+def gpu_tenant_metrics(totals: Iterable[tuple[str, Spent]]) -> Iterator[Metric]:
+    """Expose what tenants cost."""
+    seconds = CounterMetricFamily(
+        "equipoise_gpu_busy_seconds",
+        "Busy GPU seconds, by the service delivered meanwhile.",
+        labels=["tenant"],
+    )
+    joules = CounterMetricFamily(
+        "equipoise_gpu_energy_joules",
+        "Energy in joules, by the service delivered meanwhile.",
+        labels=["tenant"],
+    )
+    for tenant, spent in totals:
+        seconds.add_metric([tenant], spent.seconds)
+        joules.add_metric([tenant], spent.joules)
+    yield from (seconds, joules)
 
 
 def _gauge(name: str, about: str, value: float) -> GaugeMetricFamily:

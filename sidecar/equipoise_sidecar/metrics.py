@@ -23,7 +23,7 @@ from typing_extensions import override
 
 from equipoise_sidecar.certificate import CertificateKeeper
 from equipoise_sidecar.gate_metrics import gate_metrics
-from equipoise_sidecar.gpu_metrics import gpu_metrics
+from equipoise_sidecar.gpu_metrics import gpu_metrics, gpu_tenant_metrics
 from equipoise_sidecar.report import Reporter
 from equipoise_sidecar.shadow_figures import shadow_metrics
 from equipoise_sidecar.snapshots import Snapshots
@@ -50,6 +50,8 @@ class SidecarMetrics(Collector):
         dispatcher = self.reporter.dispatcher
         yield from share_metrics(dispatcher.scheduler.shares(dispatcher.clock()))
         yield from account_metrics(dispatcher.accounting.items())
+        if dispatcher.gpu.url is not None:
+            yield from gpu_tenant_metrics(dispatcher.gpu.ledger.totals())
 
     def general(self) -> Iterator[Metric]:
         """Read all that is not there once for each tenant."""
@@ -71,6 +73,9 @@ class SidecarMetrics(Collector):
             yield [*share_metrics(shares)]
         for accounts in _batched(dispatcher.accounting.items()):
             yield [*account_metrics(accounts)]
+        if dispatcher.gpu.url is not None:
+            for totals in _batched(dispatcher.gpu.ledger.totals()):
+                yield [*gpu_tenant_metrics(totals)]
 
     def _process(self) -> Iterator[Metric]:
         reporter, store = self.reporter, self.reporter.store

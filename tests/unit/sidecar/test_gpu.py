@@ -14,6 +14,7 @@ from equipoise_scheduling.request import Outcome, Usage
 from equipoise_sidecar.config_store import ConfigStore
 from equipoise_sidecar.dcgm import GR_ENGINE_ACTIVE, DcgmError, Reading
 from equipoise_sidecar.dispatcher import Dispatcher
+from equipoise_sidecar.exposition import exposition as by_pieces
 from equipoise_sidecar.feedback import Feedback
 from equipoise_sidecar.gpu import GpuTelemetry
 from equipoise_sidecar.metrics import SidecarMetrics
@@ -271,6 +272,9 @@ class TestInTheSidecar:
         assert 'equipoise_gpu_busy_seconds_total{tenant="team/red"} 6.0' in text
         assert "equipoise_gpu_utilisation_ratio 0.8" in text
         assert "equipoise_gpu_metrics_stale 0.0" in text
+        pieces = (await by_pieces(SidecarMetrics(reporter), CollectorRegistry())).decode()
+        samples = {line for line in text.splitlines() if line.startswith("equipoise_gpu")}
+        assert samples == {line for line in pieces.splitlines() if line.startswith("equipoise_gpu")}
         await asyncio.sleep(200)
         assert "equipoise_gpu_utilisation_ratio" not in exposition(reporter)
         assert "equipoise_gpu_metrics_stale 1.0" in exposition(reporter)
