@@ -167,9 +167,7 @@ class TestBadExpositions:
         assert (reading.utilisation, reading.dram_active, reading.power_watts) == (0.4, None, None)
 
     def test_a_broken_line_costs_that_line_alone(self):
-        broken = (
-            b'DCGM_FI_DEV_GPU_UTIL{gpu="0",pod="vllm-0\nDCGM_FI_DEV_GPU_UTIL \nDCGM_FI_DEV_GPU_UTIL{} x\n\xff\n'
-        )
+        broken = b'DCGM_FI_DEV_GPU_UTIL{gpu="0",pod="vllm-0\nDCGM_FI_DEV_GPU_UTIL \nDCGM_FI_DEV_GPU_UTIL{} x\n\xff\n'
         assert read(broken + of(mine("DEV_GPU_UTIL", 40)), POD).utilisation == 0.4
 
     def test_rows_that_say_nothing_of_use(self):
