@@ -2,6 +2,7 @@
 
 import json
 import random
+import struct
 
 import pytest
 from scheduling_harness import make_request
@@ -146,8 +147,9 @@ def test_snapshot_does_not_change_afterwards():
     [
         ("outputs", ["many"]),
         ("outputs", [float("nan")]),
-        ("shared", [["any", 1.0, 2.0]]),
-        ("shared", [["any", *[float("inf")] * 8]]),
+        ("shared", [["any", "00" * 63]]),
+        ("shared", [["any", "no numbers"]]),
+        ("shared", [["any", struct.pack("<8d", *[float("inf")] * 8).hex()]]),
         ("shared", 3),
         ("tenants", [["a", 1.0, []]]),
         ("tenants", [["a", None, [], []]]),
