@@ -15,7 +15,7 @@ from equipoise_scheduling.request import Outcome, Usage
 from equipoise_scheduling.schedulers.fairserve import FairServe, FairServeSettings
 from equipoise_scheduling.schedulers.vtc import VTC
 from equipoise_scheduling.typical import PRIOR_INPUT, Sizes
-from equipoise_scheduling.user_queue import MOST_IDLE
+from equipoise_scheduling.user_queue import MOST_IDLE, UserQueue
 
 T = PRIOR_INPUT + 2 * 256
 """Cost of a prior request: what a typical request of any application counts."""
@@ -431,3 +431,35 @@ def test_settings_that_cannot_be_are_refused_by_name():
         FairServeSettings(system_share=-1)
     with pytest.raises(ValueError, match="expected_output=0 must be at least 1"):
         ApplicationSettings(expected_output=0)
+
+
+def test_work_per_request_does_not_grow_with_users_and_requests(monkeypatch):
+    looks = 0
+
+    def counting(function):
+        def count(queue, name):
+            nonlocal looks
+            looks += 1
+            return function(queue, name)
+
+        return count
+
+    for name in ("_turn", "_height"):
+        monkeypatch.setattr(UserQueue, name, counting(getattr(UserQueue, name)))
+
+    def looks_a_request(count):
+        nonlocal looks
+        looks = 0
+        scheduler = make()
+        for at in range(count):
+            send(
+                scheduler,
+                call(str(at), user=f"user-{at % (count // 4)}", interaction=str(at // 3), index=1 + at % 3),
+            )
+        for request in drain(scheduler):
+            scheduler.progress(request, 10, 50, 0.0)
+            finish(scheduler, [request], 60)
+        return looks / count
+
+    few, many = looks_a_request(200), looks_a_request(8_000)
+    assert many <= 1.5 * few, f"{many} looks at a user's place a request with 8,000, {few} with 200"
