@@ -22,6 +22,7 @@ from prometheus_client.registry import Collector
 from typing_extensions import override
 
 from equipoise_sidecar.certificate import CertificateKeeper
+from equipoise_sidecar.equinox_metrics import mapper_metrics, part_metrics
 from equipoise_sidecar.gate_metrics import gate_metrics
 from equipoise_sidecar.gpu_metrics import gpu_metrics, gpu_tenant_metrics
 from equipoise_sidecar.report import Reporter
@@ -48,7 +49,9 @@ class SidecarMetrics(Collector):
         """Read the parts, tenants in one go. O(tenants)."""
         yield from self.general()
         dispatcher = self.reporter.dispatcher
-        yield from share_metrics(dispatcher.scheduler.shares(dispatcher.clock()))
+        shares = dispatcher.scheduler.shares(dispatcher.clock())
+        yield from share_metrics(shares)
+        yield from part_metrics(dispatcher.scheduler, shares)
         yield from account_metrics(dispatcher.accounting.items())
         if dispatcher.gpu.url is not None:
             yield from gpu_tenant_metrics(dispatcher.gpu.ledger.totals())
@@ -65,12 +68,13 @@ class SidecarMetrics(Collector):
         yield from self._fairness()
         yield from shadow_metrics(self.reporter.dispatcher.shadows, self.reporter.dispatcher.clock())
         yield from self._prediction()
+        yield from mapper_metrics(self.reporter.dispatcher.scheduler)
 
     def by_tenant(self) -> Iterator[list[Metric]]:
         """Read the rest, some tenants at a time: the same families again and again."""
         dispatcher = self.reporter.dispatcher
         for shares in _batched(dispatcher.scheduler.iter_shares(dispatcher.clock())):
-            yield [*share_metrics(shares)]
+            yield [*share_metrics(shares), *part_metrics(dispatcher.scheduler, shares)]
         for accounts in _batched(dispatcher.accounting.items()):
             yield [*account_metrics(accounts)]
         if dispatcher.gpu.url is not None:

@@ -9,6 +9,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from equipoise_api.sidecar_state import SidecarState
+from equipoise_scheduling.mapper import Load
 from equipoise_scheduling.request import Outcome, Usage
 from equipoise_sidecar.config_store import ConfigStore
 from equipoise_sidecar.debug import MOST_ROWS, queue_rows, request_rows, table, tenant_rows
@@ -154,6 +155,19 @@ class TestMetrics:
         samples = self.exposition(scene)
         assert samples["equipoise_fairness_bounded",] == 0
         assert ("equipoise_fairness_bound",) not in samples
+
+    async def test_equinox_shows_its_parts_and_what_it_expected_and_others_do_not(self, play, line):
+        scene = await play()
+        assert not any("equinox" in sample[0] for sample in self.exposition(scene))
+        line.configure(algorithm={"type": "Equinox"})
+        line.send(RED)
+        samples = self.exposition(scene)
+        user, resource = line.dispatcher.scheduler.counters(RED)
+        assert samples["equipoise_equinox_counter", RED, "user"] == user > 0
+        assert samples["equipoise_equinox_counter", "resource", RED] == resource > 0
+        assert ("equipoise_equinox_mapper_error", "latency_seconds") not in samples
+        line.dispatcher.scheduler.mapper.learn(10, 10, Load(), latency=1.0)
+        assert self.exposition(scene)["equipoise_equinox_mapper_error", "latency_seconds"] > 0
 
     async def test_the_error_of_predictions_is_shown_once_there_was_one(self, reporter, play):
         assert not any("prediction" in sample[0] for sample in self.exposition(reporter))
