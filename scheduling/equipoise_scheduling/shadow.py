@@ -22,7 +22,7 @@ deliveries are taken over in bulk, O(in flight) every `SYNC_SECONDS`.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import fields
 
 from typing_extensions import override
 
@@ -36,6 +36,7 @@ from equipoise_scheduling.shadow_report import Comparison, ServiceByTenant, Shad
 
 MOST_WAITING = 100_000
 """Requests waiting in a shadow at which it is switched off."""
+_FIELDS = tuple(field.name for field in fields(Request))
 
 
 class Seen:
@@ -61,17 +62,19 @@ class Mirror:
 
     def __init__(self, seen: Seen) -> None:
         self.seen = seen
-        self.copy = replace(
-            seen.real,
-            deadline=None,
-            number=-1,
-            priority=0,
-            dispatched=None,
-            outcome=None,
-            predicted_tokens=None,
-        )
+        self.copy = _copied(seen.real)
         self.started: float | None = None
         self.counted = 0.0
+
+
+def _copied(real: Request) -> Request:
+    """Return the request as it arrived: nothing of what the enforced scheduler wrote into it."""
+    copy = object.__new__(Request)
+    for name in _FIELDS:
+        setattr(copy, name, getattr(real, name))
+    copy.number, copy.priority = -1, 0
+    copy.deadline = copy.predicted_tokens = copy.dispatched = copy.outcome = None
+    return copy
 
 
 class _Overheard(NoPrediction):

@@ -1,5 +1,7 @@
 """What a shadow reports: who would have gone earlier or later, how service would have been shared, who turned away."""
 
+from dataclasses import fields
+
 import pytest
 from shadow_rig import Rig, settings
 
@@ -216,3 +218,18 @@ def test_overload_throttling_in_a_shadow_counts_as_refusal(monkeypatch):
     work_off(rig)
     assert rig.report("VTC").off is None
     assert rig.report("VTC").compared_total == 1
+
+
+def test_a_shadows_copy_has_what_the_request_came_with_and_nothing_of_the_enforced_scheduler():
+    rig = Rig("Equipoise", "VTC")
+    rig.send("red")
+    real = rig.send("red", user="ann", interaction="i", call_index=2, ttft_budget=1.0)
+    (shadow,) = rig.shadows
+    copy = shadow._mirrors[real.id].copy
+    decided = {"number", "deadline", "priority", "dispatched", "outcome", "predicted_tokens"}
+    for field in fields(real):
+        if field.name not in decided:
+            assert getattr(copy, field.name) == getattr(real, field.name), field.name
+    assert copy is not real
+    assert real.deadline is not None
+    assert copy.deadline is None
