@@ -20,7 +20,8 @@ Parts, each along one axis
     counters            what is counted: charge, settle, refund and lift, exact in integers
     cost, prediction    what a request costs, how long its output is expected to be
     features, mixture, experts  what a body shows, and a mixture of experts that learns what it means
-    mapper, least_squares       latency and GPU utilisation to come, fitted to the engine
+    mapper, least_squares, flight_load  latency and GPU utilisation to come, fitted to the engine, from what is in flight
+    head_wait           since when a tenant's head has been it
     prompt_estimate     prompt tokens from bytes, without a tokenizer
     gate, window        what may be in flight: KV cache and slots; how many an engine takes that does not say
     bound, counter_bound    the fairness bounds, of service and of corrected counters: derivation, live value, watch

@@ -6,6 +6,7 @@ from scheduling_chaos import TENANTS, Chaos, gates, operations
 
 from equipoise_scheduling.contract import TenantSettings
 from equipoise_scheduling.holistic import UNIT, WHOLE
+from equipoise_scheduling.mapper import Load
 from equipoise_scheduling.prediction import PredictionSettings
 from equipoise_scheduling.schedulers.equinox import Equinox, EquinoxSettings
 
@@ -59,8 +60,8 @@ def test_parts_add_up_to_the_whole_and_nothing_is_left_in_flight(ops, gate, pred
         whole = share * account.user + (WHOLE - share) * account.resource
         assert abs(account.value - whole) <= WHOLE * (len(ops) * 8 + 1)
         assert account.value >= account.floor >= 0
-    assert (scheduler._sequences, scheduler._pending, scheduler._context) == (0, 0, 0)
-    assert (scheduler._trips, scheduler._put_back) == ({}, {})
+    assert scheduler._load.now == Load()
+    assert (scheduler._trips, scheduler._heads._put_back) == ({}, {})
 
 
 @settings(max_examples=150, deadline=None)

@@ -13,6 +13,8 @@ from equipoise_scheduling.books import Flight, Tenant
 from equipoise_scheduling.contract import Bound, SchedulerSettings
 from equipoise_scheduling.counter_bound import CounterWatch
 from equipoise_scheduling.counters import units
+from equipoise_scheduling.flight_load import FlightLoad
+from equipoise_scheduling.head_wait import HeadWait
 from equipoise_scheduling.holistic import UNIT, WHOLE, DualAccount, Dues
 from equipoise_scheduling.mapper import Load, MetricMapper
 from equipoise_scheduling.request import Outcome, Request, Usage
@@ -80,33 +82,19 @@ class EquinoxSettings(SchedulerSettings):
 class _Trip:
     """What is remembered of a request in flight."""
 
-    __slots__ = (
-        "context",
-        "dues",
-        "head_since",
-        "load",
-        "output",
-        "pending",
-        "prompt",
-        "seconds",
-        "usable",
-        "utilisation",
-        "wait",
-    )
+    __slots__ = ("dues", "head_since", "load", "output", "prompt", "usable", "utilisation", "wait")
 
     def __init__(self, head_since: float, wait: float, load: Load, *, usable: bool) -> None:
         self.head_since = head_since
         self.wait = wait
         self.load = load
+        """Without itself."""
         self.usable = usable
         """Its dispatch was ours: the mapper may learn from it."""
         self.dues = Dues()
         self.prompt = self.output = 0
         """What the charge expects."""
-        self.seconds = 0.0
         self.utilisation = 1.0
-        self.pending = self.context = 0
-        """Its part of the load."""
 
 
 class Equinox(TenantScheduler):
@@ -149,10 +137,8 @@ class Equinox(TenantScheduler):
         self._accounts: dict[str, DualAccount] = {}
         self._last_left: str | None = None
         self._trips: dict[str, _Trip] = {}
-        self._head_since: dict[str, float] = {}
-        self._put_back: dict[str, float] = {}
-        """When requests that are being put back became heads."""
-        self._sequences = self._pending = self._context = 0
+        self._heads = HeadWait()
+        self._load = FlightLoad()
 
     @property
     def _settings(self) -> EquinoxSettings:
@@ -182,9 +168,8 @@ class Equinox(TenantScheduler):
 
     @override
     def _request_joined(self, request: Request, now: float) -> None:
-        since = self._put_back.pop(request.id, now)
-        if self.books.tenants[request.tenant].queue.head() is request:
-            self._head_since[request.tenant] = since
+        is_head = self.books.tenants[request.tenant].queue.head() is request
+        self._heads.joined(request, now, is_head=is_head)
 
     @override
     def cancel(self, request: Request, now: float, outcome: Outcome = Outcome.CANCELLED) -> None:
@@ -192,7 +177,7 @@ class Equinox(TenantScheduler):
         was_head = tenant is not None and len(tenant.queue) > 0 and tenant.queue.head() is request
         super().cancel(request, now, outcome)
         if was_head:
-            self._head_since[request.tenant] = now
+            self._heads.took(request.tenant, now)
 
     # -- lift
 
@@ -244,13 +229,12 @@ class Equinox(TenantScheduler):
         """Predict what the request will be like and cost."""
         trip.prompt, trip.output = flight.prompt, max(flight.predicted_output, flight.generated)
         metrics = self.mapper.predict(trip.prompt, trip.output // flight.request.sequences, trip.load)
-        trip.seconds, trip.utilisation = metrics.latency, metrics.utilisation
+        trip.utilisation = metrics.utilisation
         return self._dues(flight, trip.prompt, trip.output, trip.wait + metrics.latency, metrics.utilisation)
 
     def _start(self, flight: Flight, trip: _Trip) -> None:
         self._trips[flight.request.id] = trip
-        self._sequences += flight.request.sequences
-        self._weigh(flight, trip)
+        self._load.start(flight)
         self.watch.dispatched(flight, self._charge(flight, trip, self._expect(flight, trip)))
 
     @override
@@ -259,43 +243,27 @@ class Equinox(TenantScheduler):
         now = request.dispatched
         assert now is not None
         self.watch.reached(self._account(request.tenant).value / UNIT)
-        since = self._head_since[request.tenant]
-        self._head_since[request.tenant] = now
-        load = Load(self._sequences, self._pending, self._context)
-        self._start(flight, _Trip(since, max(0.0, now - since), load, usable=True))
+        since = self._heads.took(request.tenant, now)
+        self._start(flight, _Trip(since, max(0.0, now - since), self._load.now, usable=True))
 
     @override
     def _adopted(self, flight: Flight) -> None:
         now = flight.request.dispatched or 0.0
-        load = Load(self._sequences, self._pending, self._context)
-        self._start(flight, _Trip(now, 0.0, load, usable=False))
-
-    def _weigh(self, flight: Flight, trip: _Trip) -> None:
-        """Keep the load up to date with what a request in flight has been delivered."""
-        pending, context = flight.prompt - flight.prefilled, flight.prefilled + flight.generated
-        self._pending += pending - trip.pending
-        self._context += context - trip.context
-        trip.pending, trip.context = pending, context
-
-    def _end(self, flight: Flight) -> _Trip:
-        trip = self._trips.pop(flight.request.id)
-        self._sequences -= flight.request.sequences
-        self._pending -= trip.pending
-        self._context -= trip.context
-        return trip
+        self._start(flight, _Trip(now, 0.0, self._load.now, usable=False))
 
     @override
     def _recounted(self, flight: Flight) -> None:
         if flight.request.outcome is not None:
             return  # `_settled` follows, and knows how it ended
         trip = self._trips[flight.request.id]
-        self._weigh(flight, trip)
+        self._load.update(flight)
         if flight.generated > trip.output or flight.prompt != trip.prompt:
             self.watch.corrected(flight, self._charge(flight, trip, self._expect(flight, trip)))
 
     @override
     def _settled(self, flight: Flight, usage: Usage, outcome: Outcome, now: float) -> None:
-        trip = self._end(flight)
+        trip = self._trips.pop(flight.request.id)
+        self._load.end(flight)
         request = flight.request
         seconds = max(0.0, now - (now if request.dispatched is None else request.dispatched))
         measured = usage.gpu_utilisation
@@ -308,8 +276,9 @@ class Equinox(TenantScheduler):
 
     @override
     def _undone(self, flight: Flight) -> None:
-        trip = self._end(flight)
-        self._put_back[flight.request.id] = trip.head_since
+        trip = self._trips.pop(flight.request.id)
+        self._load.end(flight)
+        self._heads.puts_back(flight.request, trip.head_since)
         self.watch.corrected(flight, self._charge(flight, trip, Dues()))
 
     @override
@@ -357,7 +326,7 @@ class Equinox(TenantScheduler):
     @override
     def _forgotten(self, name: str) -> None:
         self._accounts.pop(name, None)
-        self._head_since.pop(name, None)
+        self._heads.forget(name)
 
     def _settled_accounts(self) -> dict[str, DualAccount]:
         """Return the accounts as if each request in flight ended with what it has been delivered."""
