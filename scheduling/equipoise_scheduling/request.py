@@ -64,6 +64,8 @@ class Usage:
                 f"usage: prompt={self.prompt}, generated={self.generated}, cached={self.cached}: "
                 "counts must not be negative and cached must not exceed prompt"
             )
+        if self.gpu_utilisation is not None and not 0 <= self.gpu_utilisation <= 1:
+            raise ValueError(f"usage: gpu_utilisation={self.gpu_utilisation} must lie within [0, 1]")
 
 
 @dataclass(slots=True, eq=False, kw_only=True)

@@ -397,3 +397,9 @@ def test_settings_out_of_range_name_the_field(settings, complaint):
 def test_a_typical_request_takes_seconds_and_units_fit_together():
     assert 1 < TYPICAL_SECONDS < 30
     assert UNIT % WHOLE == 0
+
+
+@pytest.mark.parametrize("utilisation", [-0.1, 1.5, float("nan")])
+def test_utilisation_that_cannot_be_is_refused_before_it_is_charged(utilisation):
+    with pytest.raises(ValueError, match=r"gpu_utilisation=.* must lie within \[0, 1\]"):
+        Usage(1, 1, gpu_utilisation=utilisation)
