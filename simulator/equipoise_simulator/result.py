@@ -220,13 +220,15 @@ class Result:
 
 
 def _by_budget(records: Sequence[Record]) -> dict[str, dict[str, int]]:
-    """Count the calls that kept their SLO and all that had one, by its budget in seconds (the first token's, else the end's)."""
+    """Count the calls that kept their SLO and all that had one, by its budget in seconds (the first token's, else the end's, else a token's)."""
     found: dict[str, dict[str, int]] = {}
     for record in records:
         kept = record.slo_kept
         if kept is None:
             continue
-        budget = record.call.ttft_budget if record.call.ttft_budget is not None else record.call.e2e_budget
+        request = record.request
+        budgets = (request.ttft_budget, request.e2e_budget, record.tpot_budget)
+        budget = next(each for each in budgets if each is not None)
         cell = found.setdefault(f"{budget:g}", {"kept": 0, "total": 0})
         cell["kept"] += kept
         cell["total"] += 1
