@@ -156,6 +156,7 @@ class Shadows:
         self._sync(enforced, now)
         self.service.forget_idle(now)
         for shadow in self._running:
+            shadow.scheduler.set_pool(enforced.books.kv_tokens)
             self._tell(shadow, shadow.tick, now)
 
     def _sync(self, enforced: TenantScheduler, now: float) -> None:

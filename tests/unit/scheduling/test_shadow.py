@@ -233,3 +233,11 @@ def test_a_shadows_copy_has_what_the_request_came_with_and_nothing_of_the_enforc
     assert copy is not real
     assert real.deadline is not None
     assert copy.deadline is None
+
+
+def test_shadow_knows_the_engines_pool_as_the_enforced_one_does():
+    rig = Rig("FCFS", "DRR")
+    rig.scheduler.set_pool(64_000)
+    rig.tick()
+    (shadow,) = rig.shadows
+    assert shadow.scheduler.quantum == 64_000 / 20

@@ -165,8 +165,10 @@ async def test_the_kv_cache_is_as_large_as_the_engine_says_unless_the_policy_doe
     watch()
     await asyncio.sleep(1.5)
     assert line.dispatcher.capacity.kv_tokens == 10_000
-    line.configure(capacity={"kvTokens": 5000})
+    assert line.dispatcher.scheduler.books.kv_tokens == 10_000
+    line.configure(capacity={"kvTokens": 5000}, algorithm={"type": "DRR"})
     assert line.dispatcher.capacity.kv_tokens == 5000
+    assert line.dispatcher.scheduler.books.kv_tokens == 5000
 
 
 async def test_an_engine_that_takes_connections_and_says_nothing_is_told_from_one_that_is_gone(
