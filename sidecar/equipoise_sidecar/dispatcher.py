@@ -357,7 +357,9 @@ class Dispatcher:
 
     def _collect_refused(self, now: float) -> None:
         for request, refusal in self.scheduler.refused():
-            self._end(self._tickets[request.id], Outcome.REFUSED, None, now, from_refusal(refusal))
+            ticket = self._tickets[request.id]
+            self._interactions.throttled(request.tenant, ticket.facts)
+            self._end(ticket, Outcome.REFUSED, None, now, from_refusal(refusal))
 
     def _arm_expiry(self, ticket: Ticket, now: float) -> None:
         self._disarm(ticket)

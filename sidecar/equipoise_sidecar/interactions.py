@@ -34,3 +34,7 @@ class Interactions:
         self._calls.move_to_end(key)
         if len(self._calls) > MOST_REMEMBERED:
             self._calls.popitem(last=False)
+
+    def throttled(self, tenant: str, facts: Facts) -> None:
+        """Note that the interaction was refused before it began: its next call is the first again."""
+        self._calls.pop((tenant, facts.user, facts.interaction), None)
