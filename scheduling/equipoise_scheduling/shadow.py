@@ -157,7 +157,7 @@ class Shadow:
         assert seen.started is not None
         assert mirror.started is not None
         arrival = seen.real.arrival
-        self.comparison.waited(seen.started - arrival, mirror.started - arrival, now)
+        self.comparison.waited(seen.real.tenant, seen.started - arrival, mirror.started - arrival, now)
 
     def really_started(self, seen: Seen, now: float) -> None:
         """Take in that a request really started: its room is there to be given."""

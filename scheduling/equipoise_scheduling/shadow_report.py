@@ -56,6 +56,7 @@ class _Slice:
     change: float = 0.0
     waits: dict[int, int] = field(default_factory=dict)
     waits_enforced: dict[int, int] = field(default_factory=dict)
+    tenants: dict[str, list[float]] = field(default_factory=dict)
 
 
 class Comparison:
@@ -66,11 +67,15 @@ class Comparison:
         self._compared = self._changed = self._refused = 0
         self._change = 0.0
 
-    def waited(self, enforced: float, shadow: float, now: float) -> None:
+    def waited(self, tenant: str, enforced: float, shadow: float, now: float) -> None:
         """Count a request that waited `enforced` seconds and would have waited `shadow`."""
         part = self._now(now)
         change = shadow - enforced
         part.change += change
+        sums = part.tenants.setdefault(tenant, [0, 0.0, 0.0])
+        sums[0] += 1
+        sums[1] += enforced
+        sums[2] += shadow
         self._change += change
         self._compared += 1
         if change < -SAME_SECONDS:
@@ -99,6 +104,19 @@ class Comparison:
         oldest = int(now // _SLICE_SECONDS) - _SLICES
         while self._slices and self._slices[0].index <= oldest:
             self._slices.popleft()
+
+    def waits(self, now: float) -> dict[str, tuple[float, float]]:
+        """Return each tenant's mean real wait of the last minute, and what it would have been."""
+        self._forget(now)
+        sums: dict[str, list[float]] = {}
+        for part in self._slices:
+            for tenant, more in part.tenants.items():
+                known = sums.setdefault(tenant, [0, 0.0, 0.0])
+                for place, value in enumerate(more):
+                    known[place] += value
+        return {
+            tenant: (enforced / count, shadow / count) for tenant, (count, enforced, shadow) in sums.items()
+        }
 
     def report(
         self,

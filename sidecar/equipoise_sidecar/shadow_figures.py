@@ -76,20 +76,32 @@ def shadow_metrics(shadows: Shadows, now: float) -> Iterator[Metric]:
             if value is not None:
                 gauge.add_metric([report.algorithm], value)
         yield gauge
+    tenants = GaugeMetricFamily(
+        "equipoise_shadow_tenant_wait_change_seconds",
+        "Mean of a tenant's wait in the shadow less the real one, of the last minute's requests.",
+        labels=["algorithm", "tenant"],
+    )
+    for shadow in shadows:
+        for tenant, (enforced, wait) in sorted(shadow.comparison.waits(now).items()):
+            tenants.add_metric([shadow.algorithm, tenant], wait - enforced)
+    yield tenants
 
 
 def shadow_rows(shadows: Shadows, now: float) -> list[dict[str, str | int | float | None]]:
-    """Return what each tenant was given in the last minute by each shadow, beside what it was really given."""
+    """Return how long each tenant waited in the last minute and what it was given, in each shadow and in reality."""
     real = shadows.service.rows(shadows.weight, now)
     rows: list[dict[str, str | int | float | None]] = []
     for shadow in shadows:
         service = shadow.service.rows(shadows.weight, now)
+        waits = shadow.comparison.waits(now)
         for tenant in sorted(real.keys() | service.keys()):
             served, demand, entitled = service.get(tenant, (0.0, 0.0, 0.0))
             rows.append(
                 {
                     "algorithm": shadow.algorithm,
                     "tenant": tenant,
+                    "wait_seconds": waits.get(tenant, (None, None))[1],
+                    "wait_seconds_enforced": waits.get(tenant, (None, None))[0],
                     "served": served,
                     "served_enforced": real.get(tenant, (0.0, 0.0, 0.0))[0],
                     "entitled": entitled,

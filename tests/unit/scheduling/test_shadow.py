@@ -37,6 +37,10 @@ def test_a_fair_shadow_says_that_first_come_first_served_makes_the_newcomer_wait
     assert (report.earlier, report.later) == (1, 5)
     assert report.wait_change_seconds == pytest.approx(0)
     assert report.changed_total == 6
+    (shadow,) = rig.shadows
+    (_, red), (blue_before, blue_after) = (shadow.comparison.waits(rig.now)[name] for name in ("red", "blue"))
+    assert (blue_before, blue_after) == (7.0, 2.0)
+    assert red == pytest.approx((0 + 1 + 3 + 4 + 5 + 6 + 7) / 7)
     enforced, shadow = LatencyHistogram(counts=report.waits_enforced), LatencyHistogram(counts=report.waits)
     assert (enforced.total, shadow.total) == (8, 8)
 
@@ -179,7 +183,7 @@ def test_the_report_covers_a_minute_and_the_totals_everything():
     comparison = Comparison()
     common = {"algorithm": "VTC", "off": None, "waiting": 0, "jain": None, "jain_enforced": None}
     for second in range(300):
-        comparison.waited(1.0, 0.5, float(second))
+        comparison.waited("blue", 1.0, 0.5, float(second))
         comparison.refused(float(second))
     report = comparison.report(**common, now=299.0)
     assert 55 <= report.compared <= 60
@@ -188,6 +192,8 @@ def test_the_report_covers_a_minute_and_the_totals_everything():
     assert (report.compared_total, report.changed_total, report.refused_total) == (300, 300, 300)
     assert report.wait_change_seconds_total == pytest.approx(-150)
     assert len(comparison._slices) <= 13
+    assert comparison.waits(299.0) == {"blue": (1.0, 0.5)}
+    assert comparison.waits(1000.0) == {}
 
 
 @pytest.mark.parametrize("algorithm", sorted(SCHEDULERS))

@@ -59,7 +59,9 @@ async def test_while_requests_pass_through_their_wait_is_the_engines(line):
     await work_off(line, tickets)  # the engine answers one after the other, in the order of arrival
     said = report(line)
     assert (said.compared, said.earlier) == (10, 2)
-    assert said.waits_enforced == said.waits  # one order is a permutation of the other: all requests are alike
+    assert (
+        said.waits_enforced == said.waits
+    )  # one order is a permutation of the other: all requests are alike
 
 
 async def test_leaving_expiring_and_an_engine_that_is_busy_reach_the_shadow(line):
@@ -113,7 +115,7 @@ async def test_what_a_shadow_says_is_in_metrics_and_in_a_table(line):
     assert 'equipoise_shadow_wait_change_seconds{algorithm="VTC"}' in text
     printed = table(TABLES["shadows"](line.dispatcher, now()))
     rows = [[cell.strip() for cell in row.split(",")] for row in printed.splitlines()]
-    assert rows[0][:4] == ["algorithm", "tenant", "served", "served_enforced"]
+    assert rows[0][:4] == ["algorithm", "tenant", "wait_seconds", "wait_seconds_enforced"]
     assert [(row[0], row[1]) for row in rows[1:]] == [
         ("RPM", BLUE),
         ("RPM", RED),
@@ -121,7 +123,11 @@ async def test_what_a_shadow_says_is_in_metrics_and_in_a_table(line):
         ("VTC", RED),
     ]
     vtc = {row[1]: row for row in rows if row[0] == "VTC"}
-    assert vtc[RED][2] == vtc[RED][3]
+    assert float(vtc[BLUE][2]) < float(vtc[BLUE][3])
+    assert float(vtc[RED][2]) > float(vtc[RED][3])
+    assert vtc[RED][4] == vtc[RED][5]
+    change = float(vtc[BLUE][2]) - float(vtc[BLUE][3])
+    assert f'equipoise_shadow_tenant_wait_change_seconds{{algorithm="VTC",tenant="{BLUE}"}} {change}' in text
 
 
 async def test_limits_hold_in_the_shadow_of_a_policy_that_passes_requests_through(line, tenant):
