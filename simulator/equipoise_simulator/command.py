@@ -39,19 +39,19 @@ def workload_of(
     seed: int,
 ) -> Workload:
     """Read or make the workload that the options name. ValueError says what is wrong with them."""
+    if suite_name is not None and suite_name != "real" and trace is not None:
+        raise ValueError(f"suite {suite_name} makes its own requests: leave out --trace, or run suite real")
+    if suite_name is not None and split is not None:
+        raise ValueError("--split deals out a trace that names no tenants: leave out --suite")
+    if suite_name is None and load is not None:
+        raise ValueError("--load is suite mixed_slo's: give --suite mixed_slo")
     read = None if trace is None else read_trace(trace, columns)
-    if suite_name is None:
-        if read is None:
-            raise ValueError("nothing to run: give --trace FILE or --suite NAME")
+    if suite_name is not None:
+        made = suite(suite_name, seed=seed, trace=read, load=load)
+    elif read is not None:
         made = from_trace(read, split=split, seed=seed)
     else:
-        if read is not None and suite_name != "real":
-            raise ValueError(
-                f"suite {suite_name} makes its own requests: leave out --trace, or run suite real"
-            )
-        if split is not None:
-            raise ValueError("--split deals out a trace that names no tenants: leave out --suite")
-        made = suite(suite_name, seed=seed, trace=read, load=load)
+        raise ValueError("nothing to run: give --trace FILE or --suite NAME")
     return made if seconds is None else made.first(seconds)
 
 

@@ -103,6 +103,12 @@ def _plot(draw: Callable[[Axes, Any], None], items: Sequence[Any], *, columns: i
     return re.sub(r"^.*?(?=<svg)", "", drawing, flags=re.DOTALL)
 
 
+def _plain(name: str) -> str:
+    """Return a label that matplotlib takes as it is: a dollar would begin a formula, an underscore hide the line."""
+    escaped = name.replace("$", r"\$")
+    return "\N{ZERO WIDTH SPACE}" + escaped if escaped.startswith("_") else escaped
+
+
 def _service(axes: Axes, result: Result) -> None:
     seconds = result.workload.seconds
     times = [seconds * step / 120 for step in range(121)]
@@ -116,12 +122,12 @@ def _service(axes: Axes, result: Result) -> None:
 
     names = sorted(result.series, key=lambda name: (-result.service(name), name))
     for name in names[:MOST_LINES]:
-        axes.plot(times, rates(name), label=name, linewidth=1.2)
+        axes.plot(times, rates(name), label=_plain(name), linewidth=1.2)
     rest = [rates(name) for name in names[MOST_LINES:]]
     if rest:
         mean = [sum(column) / len(rest) for column in zip(*rest, strict=True)]
         axes.plot(times, mean, label=f"mean of {len(rest)} more", color="grey", linestyle=":")
-    axes.set(title=result.label, xlabel="s", ylabel="weighted tokens/s", ylim=(0, None))
+    axes.set(title=_plain(result.label), xlabel="s", ylabel="weighted tokens/s", ylim=(0, None))
     axes.legend(fontsize=7, ncols=2)
 
 
@@ -129,7 +135,7 @@ def _ttft(axes: Axes, results: Sequence[Result]) -> None:
     for result in results:
         values = sorted(ttft for record in result.records if (ttft := record.ttft) is not None)
         shares = [(place + 1) / len(result.records) for place in range(len(values))]
-        axes.step(values, shares, where="post", label=result.label)
+        axes.step(values, shares, where="post", label=_plain(result.label))
     axes.set(
         xscale="symlog",
         xlabel="s to the first token",
@@ -143,7 +149,9 @@ def _ttft(axes: Axes, results: Sequence[Result]) -> None:
 def _jain(axes: Axes, results: Sequence[Result]) -> None:
     for result in results:
         points = [(at, value) for at, value in result.jain_over_time() if value is not None]
-        axes.plot([at for at, _ in points], [value for _, value in points], marker=".", label=result.label)
+        axes.plot(
+            [at for at, _ in points], [value for _, value in points], marker=".", label=_plain(result.label)
+        )
     axes.set(xlabel="s", ylabel="Jain's index", ylim=(0, 1.05))
     axes.legend(fontsize=8)
 
@@ -156,7 +164,10 @@ def _waits(axes: Axes, result: Result) -> None:
     names = sorted(waits, key=lambda name: (-len(waits[name]), name))[: 3 * MOST_LINES]
     if names:
         axes.boxplot(
-            [waits[name] for name in names], whis=(1, 99), sym="", tick_labels=[f"{name}" for name in names]
+            [waits[name] for name in names],
+            whis=(1, 99),
+            sym="",
+            tick_labels=[_plain(name) for name in names],
         )
         axes.tick_params(axis="x", labelrotation=90, labelsize=7)
-    axes.set(title=result.label, ylabel="s", yscale="symlog", ylim=(0, None))
+    axes.set(title=_plain(result.label), ylabel="s", yscale="symlog", ylim=(0, None))

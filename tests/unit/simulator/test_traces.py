@@ -7,7 +7,17 @@ from statistics import mean, median
 import pytest
 
 from equipoise_simulator.profiles import PROFILES
-from equipoise_simulator.traces import Row, Trace, TraceError, arena_like, capacity, demand_ratio, read_trace
+from equipoise_simulator.traces import (
+    ALONE,
+    Columns,
+    Row,
+    Trace,
+    TraceError,
+    arena_like,
+    capacity,
+    demand_ratio,
+    read_trace,
+)
 
 ARENA = Path(__file__).parents[4] / "shared" / "data" / "arena_27_clients.csv"
 HEADER = "arrival_s,client,input_tokens,output_tokens\n"
@@ -45,6 +55,48 @@ def test_a_bad_trace_is_refused_with_its_line(tmp_path, text, complaint):
     with pytest.raises(TraceError) as refusal:
         read_trace(written(tmp_path, text))
     assert complaint in str(refusal.value)
+
+
+def test_time_stamps_become_seconds_from_the_first(tmp_path):
+    rows = [
+        "2023-11-16 18:17:04.0319600,3180,8",
+        "2023-11-16 18:17:03.9799600,4808,10",
+        "2023-11-16T18:18:04+00:00,110,27",
+    ]
+    text = "TIMESTAMP,ContextTokens,GeneratedTokens\n" + "\n".join(rows) + "\n"
+    trace = read_trace(written(tmp_path, text))
+    assert [row.arrival for row in trace.rows] == pytest.approx([0.0, 0.052, 60.02004])
+    assert [row.input_tokens for row in trace.rows] == [4808, 3180, 110]
+    assert {row.client for row in trace.rows} == {ALONE}
+
+
+def test_columns_are_found_by_the_names_given(tmp_path):
+    path = written(tmp_path, "t,team,in,out,client\n1,blue,10,20,x\n")
+    trace = read_trace(path, Columns(arrival="t", tenant="team", input="in", output="out"))
+    assert trace.rows == (Row(1.0, "blue", 10, 20),)
+    with pytest.raises(
+        TraceError, match=r"line 1: the columns who are missing \(there are: t, team, in, out, client"
+    ):
+        read_trace(path, Columns(arrival="t", tenant="who", input="in", output="out"))
+
+
+@pytest.mark.parametrize(
+    ("rows", "complaint"),
+    [
+        (
+            "2023-11-16 18:17:03,1,1\nlater,1,1\n",
+            "line 3: TIMESTAMP must be a time stamp like .*, not 'later'",
+        ),
+        ("2023-11-16 18:17:03,1,1\n2023-13-16 18:17:03,1,1\n", "line 3: TIMESTAMP must be a time stamp"),
+        ("1.5,1,1\n2023-11-16 18:17:03,1,1\n", "line 3: TIMESTAMP must be seconds from the start"),
+        ("soon,1,1\n", "line 2: TIMESTAMP must be"),
+        (",1,1\n", "line 2: TIMESTAMP must be"),
+    ],
+)
+def test_a_time_that_is_none_is_refused_with_its_line(tmp_path, rows, complaint):
+    path = written(tmp_path, "TIMESTAMP,ContextTokens,GeneratedTokens\n" + rows)
+    with pytest.raises(TraceError, match=complaint):
+        read_trace(path)
 
 
 def test_a_trace_that_is_not_text_is_refused(tmp_path):

@@ -1,0 +1,240 @@
+"""`equipoise simulate`: what it prints and writes, and what it says of options that make no sense."""
+
+import io
+import json
+import re
+
+import pytest
+from typer.testing import CliRunner
+
+from equipoise_cli.main import app
+from equipoise_simulator import command
+from equipoise_simulator.page import page
+from equipoise_simulator.profiles import PROFILES, find_profile
+from equipoise_simulator.simulation import simulate
+from equipoise_simulator.suites import suite
+from equipoise_simulator.table import MOST_TENANTS, text
+
+TRACE = "at,who,prompt,answer\n" + "".join(
+    f"{n / 2},team-{n % 3},{200 + 5 * n},{300 + n % 7}\n" for n in range(60)
+)
+COLUMNS = [
+    "--arrival-column",
+    "at",
+    "--tenant-column",
+    "who",
+    "--input-column",
+    "prompt",
+    "--output-column",
+    "answer",
+]
+
+RUN_KEYS = {
+    "scheduler",
+    "requests",
+    "tokens_per_second",
+    "jain",
+    "service_difference",
+    "accumulated_difference_max",
+    "bound",
+    "queue_delay_seconds",
+    "ttft_seconds",
+    "tpot_seconds",
+    "slo_attainment",
+    "gpu_utilisation",
+    "wasted_tokens",
+    "tenants",
+}
+TENANT_KEYS = {
+    "requests",
+    "tokens_per_second",
+    "queue_delay_seconds",
+    "ttft_seconds",
+    "tpot_seconds",
+    "slo_attainment",
+    "wasted_tokens",
+}
+
+
+@pytest.fixture
+def trace(tmp_path):
+    path = tmp_path / "trace.csv"
+    path.write_text(TRACE)
+    return str(path)
+
+
+def equipoise(*arguments):
+    return CliRunner().invoke(app, ["simulate", *arguments])
+
+
+def test_json_holds_a_run_a_scheduler_with_every_measure_for_all_and_for_each_tenant(trace):
+    done = equipoise(
+        "--trace", trace, *COLUMNS, "--scheduler", "FCFS", "--scheduler", "VTC:oracle", "--format", "json"
+    )
+    assert done.exit_code == 0, done.output
+    runs = json.loads(done.stdout)["runs"]
+    assert [run["scheduler"] for run in runs] == ["FCFS", "VTC:oracle"]
+    for run in runs:
+        assert run.keys() >= RUN_KEYS
+        assert set(run["service_difference"]) == {"max", "mean", "variance"}
+        for key in ("queue_delay_seconds", "ttft_seconds", "tpot_seconds"):
+            assert set(run[key]) == {"mean", "p50", "p90", "p99"}
+        assert run["requests"] == {
+            "arrived": 60,
+            "finished": 60,
+            "rejected": {},
+            "cancelled": 0,
+            "expired": 0,
+        }
+        assert set(run["tenants"]) == {"team-0", "team-1", "team-2"}
+        assert all(tenant.keys() >= TENANT_KEYS for tenant in run["tenants"].values())
+    assert runs[0]["bound"] is None
+    assert runs[1]["bound"]["met"]
+
+
+def test_the_table_has_a_line_a_scheduler_and_a_line_a_tenant(trace):
+    done = equipoise("--trace", trace, *COLUMNS, "--scheduler", "FCFS", "--scheduler", "RPM:limit=10")
+    assert done.exit_code == 0, done.output
+    assert re.search(r"^FCFS .* 60 +0 ", done.stdout, re.MULTILINE)
+    assert re.search(r"^RPM:limit=10 .* 30 +30 ", done.stdout, re.MULTILINE)
+    assert len(re.findall(r"^team-[012] ", done.stdout, re.MULTILINE)) == 6
+
+
+def test_the_metric_the_seed_and_the_gate_reach_the_run(trace):
+    def run(*options):
+        done = equipoise("--trace", trace, *COLUMNS, "--scheduler", "VTC:noisy", "--format", "json", *options)
+        return json.loads(done.stdout)["runs"][0]
+
+    plain, artifact = run(), run("--metric", "artifact")
+    assert plain["accumulated_difference_max"] != artifact["accumulated_difference_max"]
+    assert run("--seed", "1")["prediction_error_tokens"] != plain["prediction_error_tokens"]
+    assert (plain["gate"], run("--gate", "reserve")["gate"]) == ("peak", "reserve")
+    assert (plain["profile"], run("--profile", "papers")["profile"]) == ("fast", "papers")
+    assert run("--seconds", "10")["requests"]["arrived"] == 20
+
+
+def test_a_trace_without_tenants_is_one_or_split(tmp_path):
+    path = tmp_path / "azure.csv"
+    path.write_text(
+        "TIMESTAMP,ContextTokens,GeneratedTokens\n"
+        "2023-11-16 18:17:04.0319600,30,8\n"
+        "2023-11-16 18:17:03.9799600,40,10\n"
+        "2023-11-16 18:17:05,50,12\n"
+    )
+    one = json.loads(equipoise("--trace", str(path), "--format", "json").stdout)["runs"][0]
+    assert (one["scheduler"], one["requests"]["arrived"], list(one["tenants"])) == ("VTC", 3, ["tenant"])
+    many = json.loads(equipoise("--trace", str(path), "--split", "5", "--format", "json").stdout)["runs"][0]
+    assert all(re.fullmatch(r"tenant-\d", name) for name in many["tenants"])
+
+
+def test_a_page_needs_nothing_else_and_shows_every_run(trace, tmp_path):
+    report = tmp_path / "report.html"
+    done = equipoise(
+        "--trace",
+        trace,
+        *COLUMNS,
+        "--scheduler",
+        "FCFS",
+        "--scheduler",
+        "VTC<oracle",
+        "--output",
+        str(report),
+    )
+    assert done.exit_code == 1
+    done = equipoise(
+        "--trace", trace, *COLUMNS, "--scheduler", "FCFS", "--scheduler", "VTC:oracle", "--format", "html",
+        "--output", str(report),
+    )  # fmt: skip
+    assert (done.exit_code, done.stdout) == (0, "")
+    written = report.read_text()
+    assert written.count("<svg") == 4
+    assert "FCFS" in written
+    assert "VTC:oracle" in written
+    assert not re.findall(r'(?:src|href)="(?!#)', written)
+
+
+def test_names_from_a_trace_cannot_break_the_page():
+    from equipoise_simulator.traces import Row, Trace
+    from equipoise_simulator.workload import from_trace
+
+    rows = tuple(Row(n, "<script>$x_$", 10, 10) for n in range(3))
+    result = simulate(from_trace(Trace("<b>.csv", rows, 3.0)), "FCFS")
+    written = page([result], [result.document()])
+    assert "<script>" not in written
+    assert "<b>" not in written
+
+
+def test_many_tenants_are_shown_in_part():
+    result = simulate(suite("interactions").first(2), "FCFS")
+    shown = text([result.document()])
+    more = len(result.series) - MOST_TENANTS
+    assert f"({more} more in JSON)" in shown
+
+
+def test_a_profile_is_found_by_name_or_read_from_a_file(tmp_path):
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps({**PROFILES["fast"].document(), "name": "mine", "a0": 0.5}))
+    assert find_profile("fast") is PROFILES["fast"]
+    assert (find_profile(str(path)).name, find_profile(str(path)).a0) == ("mine", 0.5)
+
+
+@pytest.mark.parametrize(
+    ("document", "complaint"),
+    [
+        ("[]", "a profile must be a JSON object"),
+        ("{", "mine.json"),
+        ('{"name": "x"}', "a profile needs a0; it has name"),
+        ('{"name": "x", "a0": "1", "a1": 0, "a2": 0, "a3": 0}', "a0='1' must be a number"),
+        (
+            '{"name": "x", "a0": 1, "a1": 0, "a2": 0, "a3": 0, "kv_tokens": 1.5}',
+            "kv_tokens=1.5 must be a whole number",
+        ),
+        ('{"name": "x", "a0": 0, "a1": 0, "a2": 0, "a3": 0}', "a0 must be above 0"),
+        (
+            '{"name": "x", "a0": 1, "a1": 0, "a2": 0, "a3": 0, "loop": "sglang"}',
+            "loop='sglang' must be vllm or artifact",
+        ),
+    ],
+)
+def test_a_profile_that_cannot_be_read_is_refused_by_field(tmp_path, document, complaint):
+    path = tmp_path / "mine.json"
+    path.write_text(document)
+    with pytest.raises(ValueError, match=re.escape(complaint)):
+        find_profile(str(path))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        ([], "nothing to run: give --trace FILE or --suite NAME"),
+        (["--suite", "real"], "name its file with --trace"),
+        (["--suite", "overload", "--trace", "TRACE"], "suite overload makes its own requests"),
+        (["--suite", "overload", "--split", "3"], "leave out --suite"),
+        (["--trace", "TRACE"], "the columns arrival_s, input_tokens, output_tokens are missing (there are: at, who, prompt, answer)"),
+        (["--trace", "/nowhere.csv"], "No such file"),
+        (["--suite", "overload", "--tenants", "."], "--tenants are a policy's"),
+        (["--suite", "overload", "--profile", "swift"], "profile 'swift' is unknown; there are fast, large, papers, slow"),
+        (["--suite", "overload", "--scheduler", "SJF"], "scheduler 'SJF' is unknown: use one of FCFS"),
+        (["--suite", "overload", "--seconds", "0"], "seconds=0.0 must be above 0"),
+        (["--suite", "overload", "--load", "2"], "only mixed_slo has one"),
+    ],
+)  # fmt: skip
+def test_what_makes_no_sense_ends_with_one_line(trace, arguments, complaint):
+    done = equipoise(*[trace if word == "TRACE" else word for word in arguments])
+    assert done.exit_code == 1
+    assert complaint in str(done.exception or "") + done.output
+    assert "Traceback" not in done.output
+
+
+def test_a_bar_shows_progress_only_on_a_terminal(monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    with command._progress(2) as tell:
+        assert tell(0, "VTC") is None
+    monkeypatch.setattr(command.sys, "stderr", Terminal())
+    monkeypatch.setenv("TERM", "xterm")
+    with command._progress(2) as tell:
+        tell(0, "VTC:oracle")(0.5)
+    assert "VTC:oracle" in command.sys.stderr.getvalue()
