@@ -64,6 +64,23 @@ async def test_while_requests_pass_through_their_wait_is_the_engines(line):
     )  # one order is a permutation of the other: all requests are alike
 
 
+async def test_what_a_shadow_foretells_comes_true_once_it_is_enforced(line):
+    async def waits(**settings):
+        line.configure(**settings)
+        await work_off(line, [line.send(RED) for _ in range(8)] + [line.send(BLUE) for _ in range(2)])
+        (shadow,) = line.dispatcher.shadows
+        return shadow.comparison.waits(now())
+
+    foretold = await waits(mode="PassThrough", shadow=[{"type": "RoundRobin"}])
+    line.dispatcher = type(line.dispatcher)(clock=asyncio.get_running_loop().time)
+    line.dispatcher.engine_answers(reachable=True)
+    real = await waits(algorithm={"type": "RoundRobin"}, shadow=[{"type": "FCFS"}])
+    for tenant in (BLUE, RED):
+        # a wait inside the engine ends with the first token, here a second after the dispatch
+        assert foretold[tenant][1] == pytest.approx(real[tenant][0] + 1)
+        assert foretold[tenant][0] == pytest.approx(real[tenant][1] + 1)
+
+
 async def test_leaving_expiring_and_an_engine_that_is_busy_reach_the_shadow(line):
     line.configure(algorithm={"type": "FCFS"}, shadow=[{"type": "RoundRobin"}], queue={"maxWaitSeconds": 30})
     running, leaving, expiring = line.send(RED), line.send(RED), line.send(BLUE)
