@@ -7,10 +7,15 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from equipoise_cluster import Cluster, ClusterError, ConsoleProgress, ControlPlane, find
 from equipoise_cluster.programs import CLIENTS, CONTROL_PLANE
+
+# A test's time says more of the machine than of the code: speed is measured in benchmarks/.
+hypothesis.settings.register_profile("equipoise", deadline=None)
+hypothesis.settings.load_profile("equipoise")
 
 ROOT = Path(__file__).parents[1]
 _BINARIES = pytest.StashKey[dict[str, Path]]()

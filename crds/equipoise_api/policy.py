@@ -227,7 +227,7 @@ class Cost(ApiModel):
 class Prediction(ApiModel):
     """How a request's output length is guessed before it is known."""
 
-    type: Literal["Mixture", "MovingAverage", "None"] = "MovingAverage"
+    type: Literal["Mixture", "MovingAverage", "None"] = "Mixture"
     """Mixture: a mixture of experts that learns from what requests look like. MovingAverage: of each tenant's recent requests. None: every request may generate all it is allowed to."""
     prior_tokens: Annotated[int, Field(ge=1, le=1_000_000)] = 256
     """The guess for a tenant that nothing is known of."""
