@@ -61,18 +61,20 @@ class Shadows:
         kept = {
             name: shadow for name, shadow in self._shadows.items() if name in wanted and shadow.off is None
         }
+        if not kept:
+            # nobody has listened of late: what is known of waiting requests is not true any more
+            self._seen.clear()
+            self._waiting = 0
+            self.service = ServiceByTenant()
         self._shadows = kept
         for name, scheduler in new.items():
             if name in kept:
                 self._tell(kept[name], kept[name].reconfigure, wanted[name], tenants, now)
                 continue
+            scheduler.set_pool(enforced.books.kv_tokens)
             shadow = self._shadows[name] = Shadow(scheduler, self._next_index)
             self._tell(shadow, scheduler.restore, enforced.snapshot())
         self._running = [shadow for shadow in self if shadow.off is None]
-        if not self._running:
-            self._seen.clear()
-            self._waiting = 0
-            self.service = ServiceByTenant()
 
     def _tell(self, shadow: Shadow, event: Callable[..., None], *facts: object, **more: object) -> None:
         """Pass an event on; whatever it raises is the shadow's end and nobody else's trouble."""
@@ -156,7 +158,7 @@ class Shadows:
         self._sync(enforced, now)
         self.service.forget_idle(now)
         for shadow in self._running:
-            shadow.scheduler.set_pool(enforced.books.kv_tokens)
+            self._tell(shadow, shadow.scheduler.set_pool, enforced.books.kv_tokens)
             self._tell(shadow, shadow.tick, now)
 
     def _sync(self, enforced: TenantScheduler, now: float) -> None:

@@ -247,3 +247,33 @@ def test_shadow_knows_the_engines_pool_as_the_enforced_one_does():
     rig.tick()
     (shadow,) = rig.shadows
     assert shadow.scheduler.quantum == 64_000 / 20
+
+
+def test_a_shadow_that_begins_anew_after_its_fault_is_not_held_up_by_what_it_missed(monkeypatch):
+    rig = Rig("FCFS", "VTC")
+    (shadow,) = rig.shadows
+    rig.send("red")
+    rig.send("red")
+    monkeypatch.setattr(shadow.scheduler, "enqueue", lambda *_: 1 / 0)
+    rig.send("red")
+    assert not rig.shadows
+    work_off(rig)
+    rig.shadows.configure({"VTC": settings("VTC")}, {}, rig.scheduler, rig.now)
+    flood(rig)
+    work_off(rig)
+    (shadow,) = rig.shadows
+    assert (shadow.off, shadow.scheduler.queued) == (None, 0)
+    assert rig.shadows._waiting == 0
+    assert rig.report("VTC").compared_total == 8
+
+
+def test_shadows_know_the_size_of_the_pool_whether_it_comes_before_or_after_them(monkeypatch):
+    rig = Rig("FCFS", "DRR")
+    known = []
+    monkeypatch.setattr(SCHEDULERS["DRR"], "set_pool", lambda _, pool: known.append(pool))
+    rig.scheduler.set_pool(10_000)
+    rig.tick()
+    assert known == [10_000]
+    rig.shadows.configure({}, {}, rig.scheduler, rig.now)
+    rig.shadows.configure({"DRR": settings("DRR")}, {}, rig.scheduler, rig.now)
+    assert known == [10_000, 10_000]
