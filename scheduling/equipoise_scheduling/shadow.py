@@ -230,13 +230,13 @@ class Shadow:
         self.scheduler.reconfigure(settings, tenants, now)
         self.scheduler.books.predictor = self._predictor
 
-    def report(self, real: ServiceByTenant, weight: Callable[[str], float], now: float) -> ShadowReport:
-        """Say what it would have changed. O(n log n) in the tenants active in the last minute."""
+    def report(self, enforced: float | None, weight: Callable[[str], float], now: float) -> ShadowReport:
+        """Say what it would have changed, `enforced` being Jain's index in reality. O(n log n) in the active tenants."""
         return self.comparison.report(
             algorithm=self.algorithm,
             off=self.off,
             waiting=0 if self.off else self.scheduler.queued,
             jain=None if self.off else self.service.jain(weight, now),
-            jain_enforced=real.jain(weight, now),
+            jain_enforced=enforced,
             now=now,
         )

@@ -188,7 +188,7 @@ class ServiceByTenant:
     def rows(self, weight: Callable[[str], float], now: float) -> dict[str, tuple[float, float, float]]:
         """Return service, demand and entitlement of each tenant that was served or waits, by name."""
         names = sorted(self._served.keys() | self._waiting.keys())
-        served = [self._served[name].window(now).cost if name in self._served else 0.0 for name in names]
+        served = [self._served[name].cost(now) if name in self._served else 0.0 for name in names]
         demand = [
             had + max(0.0, self._waiting.get(name, 0.0)) for name, had in zip(names, served, strict=True)
         ]
@@ -202,6 +202,6 @@ class ServiceByTenant:
         self._looked = now
         for name in [name for name, cost in self._waiting.items() if abs(cost) < SAME_SECONDS]:
             del self._waiting[name]
-        for name in [name for name, window in self._served.items() if not window.window(now).cost]:
+        for name in [name for name, window in self._served.items() if not window.cost(now)]:
             if name not in self._waiting:
                 del self._served[name]

@@ -170,7 +170,10 @@ class Shadows:
 
     def reports(self, now: float) -> list[ShadowReport]:
         """Say what each would have changed, by algorithm."""
-        return [shadow.report(self.service, self.weight, now) for shadow in self]
+        if not self._shadows:
+            return []
+        enforced = self.service.jain(self.weight, now)
+        return [shadow.report(enforced, self.weight, now) for shadow in self]
 
     def weight(self, tenant: str) -> float:
         """Return a tenant's weight, 1 for a stranger."""
