@@ -240,6 +240,31 @@ def jain_over_time(
     return values
 
 
+def jain_of_entitlement(
+    tenants: Mapping[str, Series], ticks: Iterable[float], weights: Mapping[str, float], window: float = 60.0
+) -> list[float | None]:
+    """Jain's index, in the window around each tick, of what tenants received over what they were entitled to.
+
+    Entitled is the weighted max-min share of all that was delivered, by what each one had waiting and asked for in the
+    window: 1 means that everybody got their share, whatever they asked for. `tenants` hold service over weight. None where
+    nothing was delivered.
+    """
+    values: list[float | None] = []
+    names = list(tenants)
+    heavy = [weights.get(name, 1.0) for name in names]
+    for tick in ticks:
+        start, end = tick - window / 2, tick + window / 2
+        received, asked = [], []
+        for name, weight in zip(names, heavy, strict=True):
+            series = tenants[name]
+            received.append(weight * series.received(start, end))
+            asked.append(weight * max(0.0, series.demanded(-math.inf, end) - series.total(start)))
+        entitled = max_min(asked, heavy, math.fsum(received))
+        shares = [got / due for got, due in zip(received, entitled, strict=True) if due > 0]
+        values.append(jain(shares) if shares else None)
+    return values
+
+
 def artifact_ticks(*, overload: bool = False) -> list[float]:
     """Ticks of the VTC artifact's figures, in seconds: every 30 s after 30 s of warm-up; *overload*: every 5 s to 360."""
     if overload:

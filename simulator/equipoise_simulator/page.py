@@ -51,8 +51,8 @@ def page(results: Sequence[Result], documents: Sequence[Document]) -> str:
         "<h2>Time to first token</h2>",
         _plot(_ttft, [results], columns=1),
         (
-            "<h2>Jain's index over time</h2><p class=note>Among the tenants that lacked service throughout the minute; no"
-            " point where fewer than two did.</p>"
+            "<h2>Jain's index over time</h2><p class=note>Of what tenants got in a minute over what they were entitled to (the"
+            " max-min share by weight and demand): 1 where everybody got their share.</p>"
         ),
         _plot(_jain, [results], columns=1),
         (
@@ -90,13 +90,14 @@ def _plot(draw: Callable[[Axes, Any], None], items: Sequence[Any], *, columns: i
     lines = -(-len(items) // columns)
     figure = Figure(figsize=(11, 3.4 * lines), layout="constrained")
     FigureCanvasSVG(figure)
-    grid = figure.subplots(lines, columns, squeeze=False)
+    grid = figure.subplots(lines, columns, squeeze=False, sharey=True)
     for place, axes in enumerate(grid.flat):
         if place < len(items):
             draw(axes, items[place])
             axes.grid(alpha=0.25)
         else:
             axes.set_visible(False)
+    grid.flat[0].set_ylim(bottom=0)  # after all were drawn: they share the axis
     out = io.StringIO()
     figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
     drawing = out.getvalue()
@@ -109,25 +110,29 @@ def _plain(name: str) -> str:
     return "\N{ZERO WIDTH SPACE}" + escaped if escaped.startswith("_") else escaped
 
 
+def _by_demand(result: Result) -> list[str]:
+    """Return tenants, those that asked for the most first: the same order whatever the scheduler."""
+    asked = {name: series.demanded(0.0, float("inf")) for name, series in result.series.items()}
+    return sorted(asked, key=lambda name: (-asked[name], name))
+
+
 def _service(axes: Axes, result: Result) -> None:
     seconds = result.workload.seconds
-    times = [seconds * step / 120 for step in range(121)]
     window = min(60.0, seconds)
+    times = [seconds * step / 120 for step in range(121) if seconds * step / 120 >= window / 4]
 
     def rates(name: str) -> list[float]:
         series = result.series[name]
-        return [
-            series.received(max(0.0, at - window), at) / min(window, max(at, seconds / 120)) for at in times
-        ]
+        return [series.received(max(0.0, at - window), at) / min(window, at) for at in times]
 
-    names = sorted(result.series, key=lambda name: (-result.service(name), name))
+    names = _by_demand(result)
     for name in names[:MOST_LINES]:
         axes.plot(times, rates(name), label=_plain(name), linewidth=1.2)
     rest = [rates(name) for name in names[MOST_LINES:]]
     if rest:
         mean = [sum(column) / len(rest) for column in zip(*rest, strict=True)]
         axes.plot(times, mean, label=f"mean of {len(rest)} more", color="grey", linestyle=":")
-    axes.set(title=_plain(result.label), xlabel="s", ylabel="weighted tokens/s", ylim=(0, None))
+    axes.set(title=_plain(result.label), xlabel="s", ylabel="weighted tokens/s")
     axes.legend(fontsize=7, ncols=2)
 
 
@@ -161,7 +166,7 @@ def _waits(axes: Axes, result: Result) -> None:
     for record in result.records:
         if record.queue_delay is not None:
             waits.setdefault(record.tenant, []).append(record.queue_delay)
-    names = sorted(waits, key=lambda name: (-len(waits[name]), name))[: 3 * MOST_LINES]
+    names = [name for name in _by_demand(result) if name in waits][: 3 * MOST_LINES]
     if names:
         axes.boxplot(
             [waits[name] for name in names],
@@ -170,4 +175,4 @@ def _waits(axes: Axes, result: Result) -> None:
             tick_labels=[_plain(name) for name in names],
         )
         axes.tick_params(axis="x", labelrotation=90, labelsize=7)
-    axes.set(title=_plain(result.label), ylabel="s", yscale="symlog", ylim=(0, None))
+    axes.set(title=_plain(result.label), ylabel="s", yscale="symlog")

@@ -20,6 +20,7 @@ from equipoise_scheduling.measures import (
     accumulated_difference,
     attainment,
     jain,
+    jain_of_entitlement,
     jain_over_time,
     service_difference,
     summary,
@@ -125,9 +126,9 @@ class Result:
         return jain([self.service(tenant) for tenant in self.series])
 
     def jain_over_time(self) -> list[tuple[float, float | None]]:
-        """Return Jain's index around each tick, among the tenants that lacked service there."""
+        """Return Jain's index of what tenants got over what they were entitled to, around each tick."""
         ticks = self.workload.ticks
-        return list(zip(ticks, jain_over_time(dict(self.series), ticks), strict=True))
+        return list(zip(ticks, jain_of_entitlement(dict(self.series), ticks, self.weights), strict=True))
 
     @property
     def tokens_per_second(self) -> float:
@@ -145,7 +146,7 @@ class Result:
         by_tenant: dict[str, list[Record]] = {name: [] for name in self.series}
         for record in self.records:
             by_tenant[record.tenant].append(record)
-        jains = [value for _, value in self.jain_over_time() if value is not None]
+        contended = jain_over_time(dict(self.series), self.workload.ticks)
         document = {
             "scheduler": self.label,
             "workload": self.workload.name,
@@ -156,7 +157,8 @@ class Result:
             "simulated_seconds": self.simulated_seconds,
             "tokens_per_second": self.tokens_per_second,
             "jain": self.jain,
-            "jain_contended": sum(jains) / len(jains) if jains else None,
+            "jain_entitled": _mean([value for _, value in self.jain_over_time()]),
+            "jain_contended": _mean(contended),
             "jain_holistic": jain_holistic(self.records, self.weights, self.workload.ticks),
             "service_difference": asdict(self.difference(metric)),
             "accumulated_difference_max": self.accumulated(metric),
@@ -233,6 +235,11 @@ def _by_budget(records: Sequence[Record]) -> dict[str, dict[str, int]]:
         cell["kept"] += kept
         cell["total"] += 1
     return found
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    found = [value for value in values if value is not None]
+    return sum(found) / len(found) if found else None
 
 
 def _tokens(records: Sequence[Record]) -> int:

@@ -45,6 +45,7 @@ RUN_COLUMNS: list[Column] = [
     ("accumulated", lambda run: number(run["accumulated_difference_max"], 0)),
     ("bound: gap/limit", _bound),
     ("Jain", lambda run: number(run["jain"], 3)),
+    ("of entitlement", lambda run: number(run["jain_entitled"], 3)),
     ("wait mean", lambda run: number(run["queue_delay_seconds"]["mean"])),
     (
         "TTFT mean/p50/p90/p99",

@@ -12,6 +12,8 @@ from equipoise_scheduling.measures import (
     attainment,
     isolation,
     jain,
+    jain_of_entitlement,
+    jain_over_time,
     quantile,
     service_difference,
     summary,
@@ -70,6 +72,44 @@ def test_service_difference_counts_only_what_a_tenant_still_wanted():
     assert (difference.max, difference.mean, difference.variance) == pytest.approx((8, 8, 0))
     difference = service_difference(tenants, [30.0, 200.0])
     assert (difference.max, difference.mean, difference.variance) == pytest.approx((8, 4, 16))
+
+
+def test_jain_over_time_counts_who_waited_all_the_time():
+    tenants = {
+        "served": series([(30.0, 300)], [(-5.0, 900)]),
+        "starved": series([(30.0, 100)], [(-5.0, 900)]),
+        "content": series([(30.0, 60)], [(-5.0, 60)]),
+        "late": series([(30.0, 1)], [(31.0, 900)]),
+    }
+    assert jain_over_time(tenants, [30.0]) == [pytest.approx(400**2 / (2 * (300**2 + 100**2)))]
+    assert jain_over_time({"alone": tenants["starved"]}, [30.0]) == [None]
+
+
+def test_jain_of_entitlement_is_one_where_everybody_got_their_share():
+    fair = {
+        "greedy": series([(30.0, 400)], [(1.0, 9000)]),
+        "greedy too": series([(30.0, 400)], [(-90.0, 9000)]),
+        "modest": series([(30.0, 50)], [(1.0, 50)]),
+    }
+    assert jain_of_entitlement(fair, [30.0], {}) == [pytest.approx(1.0)]
+    unfair = {
+        **fair,
+        "greedy": series([(30.0, 600)], [(1.0, 9000)]),
+        "greedy too": series([(30.0, 200)], [(1.0, 9000)]),
+    }
+    got = [600 / 400, 200 / 400, 1]
+    assert jain_of_entitlement(unfair, [30.0], {}) == [
+        pytest.approx(sum(got) ** 2 / (3 * sum(x * x for x in got)))
+    ]
+    assert jain_of_entitlement(fair, [500.0], {}) == [None]
+
+
+def test_jain_of_entitlement_minds_weights():
+    # Series hold service over weight: 300 of weight 3 and 100 of weight 1 are both 100.
+    tenants = {name: series([(30.0, 100)], [(1.0, 9000)]) for name in ("heavy", "light")}
+    assert jain_of_entitlement(tenants, [30.0], {"heavy": 3.0}) == [pytest.approx(1.0)]
+    tenants["light"] = series([(30.0, 300)], [(1.0, 9000)])
+    assert jain_of_entitlement(tenants, [30.0], {"heavy": 3.0})[0] < 0.9
 
 
 def test_accumulated_difference_is_the_largest_over_the_ticks():
