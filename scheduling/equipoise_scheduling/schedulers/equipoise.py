@@ -272,7 +272,8 @@ class Equipoise(VTC):
 
     @override
     def _request_left(self, request: Request) -> None:
-        if self.books.tenants[request.tenant].eligible:
+        # A dispatch comes before the request is out of the queue, and `_dispatched` after.
+        if request.id not in self.books.waiting and self.books.tenants[request.tenant].eligible:
             self._changed(request.tenant)
 
     @override
