@@ -39,9 +39,12 @@ grows and shows the truth."""
 FORGET = 0.99
 """Weight of an observation one interval ago against the newest."""
 LARGEST_VARIANCE = 10.0
-"""Forgetting stops here: a direction in which nothing is seen would gain weight without end."""
+"""Times the prior's: forgetting ends there, for a coefficient of which nothing is seen would be forgotten without end."""
 OUTLIER = 3.0
-"""A residual beyond that many times the usual one counts as that many."""
+"""A residual beyond that many times the usual one counts as that many ..."""
+CHANGED = 3
+"""... unless it is the third on end to the same side: then the engine has changed, and what was learnt of it counts less."""
+FORGET_CHANGED = 0.05
 LEAST_OBSERVATIONS = 5
 SURE_OBSERVATIONS = 30
 """Before a single coefficient is believed."""
@@ -55,6 +58,8 @@ class StepTimeModel:
         self._covariance = [[PRIOR[i] if i == j else 0.0 for j in range(4)] for i in range(4)]
         self._usual = 0.0
         """Usual size of a residual, seconds in a second."""
+        self._streak = 0
+        """Outliers on end, below 0 where the prediction was too high."""
         self.observations = 0
 
     def observe(
@@ -69,21 +74,36 @@ class StepTimeModel:
             raise ValueError(f"seconds={seconds} and steps={steps} must be above 0")
         raw = (steps, prefill_tokens, tokens, context_tokens * steps)
         x = [value / scale / seconds for value, scale in zip(raw, SCALE, strict=True)]
+        residual, forget = self._weighed(1.0 - sum(self._weights[i] * x[i] for i in range(4)))
         covariance = self._covariance
         gain = [sum(row[j] * x[j] for j in range(4)) for row in covariance]
-        total = FORGET + sum(gain[i] * x[i] for i in range(4))
-        residual = 1.0 - sum(self._weights[i] * x[i] for i in range(4))
-        size = abs(residual)
-        if self.observations >= LEAST_OBSERVATIONS:
-            residual = math.copysign(min(size, OUTLIER * self._usual + 0.01), residual)
-        self._usual += (min(size, 1.0) - self._usual) / min(self.observations + 1, 20)
+        total = forget + sum(gain[i] * x[i] for i in range(4))
         self._weights = [max(0.0, self._weights[i] + gain[i] / total * residual) for i in range(4)]
         for i in range(4):
             for j in range(4):
-                covariance[i][j] -= gain[i] * gain[j] / total
-        if max(covariance[i][i] for i in range(4)) < LARGEST_VARIANCE * FORGET:
-            self._covariance = [[value / FORGET for value in row] for row in covariance]
+                covariance[i][j] = (covariance[i][j] - gain[i] * gain[j] / total) / forget
+        for i in range(4):
+            excess = covariance[i][i] / (LARGEST_VARIANCE * PRIOR[i])
+            if excess > 1:
+                for j in range(4):
+                    covariance[i][j] /= math.sqrt(excess)
+                    covariance[j][i] /= math.sqrt(excess)
         self.observations += 1
+
+    def _weighed(self, residual: float) -> tuple[float, float]:
+        """Return what of a residual counts, and how much of the past."""
+        size, forget = abs(residual), FORGET
+        if self.observations >= LEAST_OBSERVATIONS:
+            most = OUTLIER * self._usual + 0.01
+            side = 0 if size <= most else (1 if residual > 0 else -1)
+            size = min(size, most)
+            self._streak = self._streak + side if self._streak * side > 0 else side
+            if self._streak and self._streak % CHANGED == 0:
+                forget = FORGET_CHANGED
+            elif abs(self._streak) < CHANGED:
+                residual = math.copysign(size, residual)
+        self._usual += (min(size, 1.0) - self._usual) / min(self.observations + 1, 20)
+        return residual, forget
 
     def step_seconds(self, *, prefill_tokens: float, sequences: float, context_tokens: float) -> float | None:
         """Predict a step's seconds; None before enough was seen. Rises with each argument."""

@@ -158,6 +158,17 @@ def test_one_wild_interval_moves_the_model_little():
     assert got == pytest.approx(want, rel=0.1)
 
 
+def test_an_engine_that_becomes_twice_as_slow_is_known_within_ten_intervals():
+    model = StepTimeModel()
+    for at in range(200):
+        observe(model, sequences=5 + at % 20, noise=1 + 0.02 * (at % 3 - 1))
+    for at in range(10):
+        observe(model, sequences=5 + at % 20, noise=2 + 0.04 * (at % 3 - 1))
+    assert model.step_seconds(prefill_tokens=0, sequences=15, context_tokens=1000) == pytest.approx(
+        0.07, rel=0.1
+    )
+
+
 def test_nothing_is_predicted_before_it_was_seen():
     model = StepTimeModel()
     for _ in range(LEAST_OBSERVATIONS):
