@@ -212,6 +212,8 @@ class _Run:
         self.series: dict[str, ServiceSeries] = {name: ServiceSeries() for name in tenants}
         self.weights = {name: contender.weight(name, workload) for name in tenants}
         self.bound = BoundSeen()
+        self.bounded = self.gate_name not in {"open", "prompt"}
+        """Whether outputs to come are limited, without which no bound is published."""
         self.busy = self.work = 0.0
         self.now = 0.0
         self._progress = progress
@@ -419,7 +421,8 @@ class _Run:
         self.scheduler.tick(self.now)
         self.gate.tick(self.now)
         self._collect_refused()
-        self.bound.note(self.scheduler.bound(self.now))
+        if self.bounded:
+            self.bound.note(self.scheduler.bound(self.now))
         self._tick = (math.floor(self.now / TICK_SECONDS) + 1) * TICK_SECONDS
         if self._progress is not None:
             ended = len(self.records) - len(self.living)

@@ -183,6 +183,13 @@ def test_a_bound_that_is_broken_even_once_is_said_to_be_broken(monkeypatch):
     assert not simulate(workload(*calls), "VTC:oracle", profile=CLOCK).document()["bound"]["met"]
 
 
+@pytest.mark.parametrize(("gate", "bounded"), [("peak", True), ("reserve", True), ("prompt", False)])
+def test_a_bound_is_published_where_the_gate_looks_at_outputs_to_come(gate, bounded):
+    calls = [call(f"{t}{n}", tenant=t) for n in range(5) for t in ("blue", "green")]
+    bound = simulate(workload(*calls), "VTC:oracle", gate=gate, profile=CLOCK).document()["bound"]
+    assert (bound is not None) == bounded
+
+
 def test_progress_is_told_and_ends_at_all():
     told = []
     simulate(workload(call("a"), call("b", 4.0)), "FCFS", profile=CLOCK, progress=told.append)
