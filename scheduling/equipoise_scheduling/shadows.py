@@ -160,6 +160,8 @@ class Shadows:
         for shadow in self._running:
             self._tell(shadow, shadow.scheduler.set_pool, enforced.books.kv_tokens)
             self._tell(shadow, shadow.tick, now)
+            if self._waiting == 0:
+                self._tell(shadow, shadow.decide, now, idle=True)
 
     def _sync(self, enforced: TenantScheduler, now: float) -> None:
         if now - self._synced < self._sync_seconds:

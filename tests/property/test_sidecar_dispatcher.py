@@ -14,6 +14,7 @@ from hypothesis.stateful import (
 )
 
 from equipoise_api.sidecar_config import SidecarConfig
+from equipoise_scheduling.registry import SCHEDULERS
 from equipoise_scheduling.request import Outcome, Usage
 from equipoise_sidecar.dispatcher import Dispatcher
 from equipoise_sidecar.facts import EndpointKind, Facts, Rejection
@@ -27,6 +28,16 @@ CONFIGURATIONS = [
     {"algorithm": {"type": "FCFS"}, "capacity": {"maxInFlight": 1}, "queue": {"maxRequests": 3}},
     {"algorithm": {"type": "RoundRobin"}, "capacity": {"maxInFlight": 3}, "queue": {"maxWaitSeconds": 2}},
     {"mode": "PassThrough"},
+    {"mode": "PassThrough", "shadow": [{"type": "VTC"}, {"type": "ExFairS"}]},
+    *(
+        {
+            "algorithm": {"type": name},
+            "capacity": {"maxInFlight": 2},
+            "overload": {"userRequestsPerMinute": 2, "applicationRequestsPerMinute": 4},
+            "shadow": [{"type": other} for other in sorted(SCHEDULERS) if other != name][place % 3 :: 3][:3],
+        }
+        for place, name in enumerate(sorted(SCHEDULERS))
+    ),
 ]
 LIMITS = [{}, {"maxInFlight": 1}, {"maxQueued": 1}]
 
@@ -96,8 +107,10 @@ class Life(RuleBasedStateMachine):
         sequences=st.integers(1, 2),
         stream=st.booleans(),
         kind=st.sampled_from([EndpointKind.CHAT, EndpointKind.POOLING]),
+        user=st.sampled_from(["", "ann", "bob"]),
+        interaction=st.sampled_from(["", "run-1", "run-2"]),
     )
-    def arrive(self, *, tenant, prompt, max_tokens, sequences, stream, kind):
+    def arrive(self, *, tenant, prompt, max_tokens, sequences, stream, kind, user, interaction):
         facts = Facts(
             path="/x",
             kind=kind,
@@ -106,6 +119,9 @@ class Life(RuleBasedStateMachine):
             sequences=sequences,
             stream=stream,
             body_bytes=prompt,
+            user=user,
+            application=user and "app",
+            interaction=interaction,
         )
         reservation = self.run(self.dispatcher.reserve, tenant, prompt)
         if isinstance(reservation, Rejection):
@@ -213,6 +229,10 @@ class Life(RuleBasedStateMachine):
         if dispatcher.engine_reachable and not dispatcher.is_engine_busy:
             assert dispatcher.scheduler.in_flight or not dispatcher.scheduler.queued
 
+    @invariant()
+    def no_shadow_fails(self):
+        assert [shadow.off for shadow in self.dispatcher.shadows if shadow.off is not None] == []
+
     def teardown(self):
         self.run(self.dispatcher.engine_answers, reachable=True)
         while living := [ticket for ticket in self.tickets if ticket.phase is not Phase.ENDED]:
@@ -225,6 +245,11 @@ class Life(RuleBasedStateMachine):
         assert (dispatcher.admission.held_bytes, dispatcher.admission.reading) == (0, 0)
         assert dispatcher.capacity.gate.sequences == 0
         assert dispatcher.pace._in_flight == 0
+        self.time_passes(2.5)
+        for shadow in dispatcher.shadows:
+            assert shadow.off is None
+            assert (shadow.scheduler.queued, shadow.scheduler.in_flight, shadow._mirrors) == (0, 0, {})
+        assert dispatcher.shadows._seen == {}
         self.loop.run_until_complete(asyncio.wait_for(dispatcher.drained(), 1))
         self.loop.close()
 
