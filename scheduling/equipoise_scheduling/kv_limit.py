@@ -13,7 +13,8 @@ QUIET_SECONDS = 60.0
 LEAST_PERCENT = 70.0
 ALLOWANCE = 0.02
 """Share of time that preemptions may cost. `benchmarks/results/gate.md` compares it with a reaction to each, which costs
-2 % of throughput where prompts are cheap, and with none, which costs some where they are dear."""
+2 % of throughput where prompts are cheap, and with none, which where they are dear has twice the preemptions and gains
+nothing by them."""
 
 
 class KvLimit:
