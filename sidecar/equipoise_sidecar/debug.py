@@ -12,6 +12,7 @@ from typing import Annotated
 from fastapi import APIRouter, HTTPException, Query
 from fastapi.responses import PlainTextResponse
 
+from equipoise_scheduling.tenant_queue import FifoQueue
 from equipoise_sidecar.dispatcher import Dispatcher
 from equipoise_sidecar.shadow_figures import shadow_rows
 from equipoise_sidecar.ticket import Phase, Ticket
@@ -54,13 +55,13 @@ def queue_rows(dispatcher: Dispatcher, now: float) -> list[Row]:
             "expires_in_seconds": _expires_in(dispatcher, head, now),
             "why": _why_head_waits(dispatcher, head, now),
         }
-        for head, tickets in ((tickets[0], tickets) for _, tickets in sorted(_queues(dispatcher).items()))
+        for head, tickets in sorted(_queues(dispatcher), key=lambda each: each[0].tenant)
     ]
 
 
 def request_rows(dispatcher: Dispatcher, now: float) -> list[Row]:
     """Return each living request: where it is, and why it waits."""
-    heads = {tenant: tickets[0] for tenant, tickets in _queues(dispatcher).items()}
+    heads = {head.tenant: head for head, _ in _queues(dispatcher)}
     ahead: dict[str, int] = {}
     rows: list[Row] = []
     for ticket in sorted(dispatcher.tickets(), key=lambda each: each.request.number):
@@ -70,8 +71,10 @@ def request_rows(dispatcher: Dispatcher, now: float) -> list[Row]:
             ahead[ticket.tenant] = place + 1
             if ticket is heads[ticket.tenant]:
                 why = _why_head_waits(dispatcher, ticket, now)
-            else:
+            elif isinstance(dispatcher.scheduler.books.tenants[ticket.tenant].queue, FifoQueue):
                 why = f"behind {place} of its tenant's"
+            else:
+                why = f"its tenant's {heads[ticket.tenant].request.id} goes before it"
         else:
             why = _what_it_does(ticket, now)
         rows.append(
@@ -79,6 +82,10 @@ def request_rows(dispatcher: Dispatcher, now: float) -> list[Row]:
                 "request": request.id,
                 "request_id": ticket.facts.request_id,
                 "tenant": ticket.tenant,
+                "application": request.application,
+                "user": request.user,
+                "interaction": request.interaction,
+                "call": request.call_index,
                 "phase": ticket.phase.value,
                 "age_seconds": now - request.arrival,
                 "prompt_tokens": request.prompt_tokens,
@@ -93,12 +100,18 @@ def request_rows(dispatcher: Dispatcher, now: float) -> list[Row]:
     return rows
 
 
-def _queues(dispatcher: Dispatcher) -> dict[str, list[Ticket]]:
+def _queues(dispatcher: Dispatcher) -> list[tuple[Ticket, list[Ticket]]]:
+    """Return each backlogged tenant's head and all that it has waiting, in the order of arrival."""
     queues: dict[str, list[Ticket]] = {}
     for ticket in sorted(dispatcher.tickets(), key=lambda each: each.request.number):
         if ticket.phase is Phase.QUEUED:
             queues.setdefault(ticket.tenant, []).append(ticket)
-    return queues
+    tenants = dispatcher.scheduler.books.tenants
+    heads = {tenant: tenants[tenant].queue.head() for tenant in queues}
+    return [
+        (next(ticket for ticket in tickets if ticket.request is heads[tenant]), tickets)
+        for tenant, tickets in queues.items()
+    ]
 
 
 def _expires_in(dispatcher: Dispatcher, ticket: Ticket, now: float) -> float | None:
@@ -116,9 +129,14 @@ def _why_head_waits(dispatcher: Dispatcher, ticket: Ticket, now: float) -> str:
     tenant = scheduler.books.tenants[ticket.tenant]
     if tenant.held:
         return f"its tenant has {tenant.in_flight} in flight, its own limit"
-    first = scheduler.choice.least()
-    if first is not None and first != ticket.tenant:
-        return f"{first} goes first under {scheduler.algorithm}"
+    first = dispatcher.next_up
+    if (
+        first is not None
+        and first.dispatched is None
+        and first.outcome is None
+        and first is not ticket.request
+    ):
+        return f"{first.tenant} goes first under {scheduler.algorithm}"
     if dispatcher.capacity.fits(ticket.request, now):
         return "goes next"
     most = gate.max_in_flight

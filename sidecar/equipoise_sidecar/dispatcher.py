@@ -76,6 +76,8 @@ class Dispatcher:
         self.draining = False
         self.engine_reachable: bool | None = None
         """None before the first try."""
+        self.next_up: Request | None = None
+        """Whom the scheduler chose last and the gate did not let go."""
         self.times_busy = 0
         """Requests that the engine would not take."""
         self.engine_lost = asyncio.Event()
@@ -167,11 +169,19 @@ class Dispatcher:
         """Dispatch whatever may go. Costs O(log n) a dispatch and one look at the gate."""
         if self._busy is not None or (self.policy.enforce and not self.engine_reachable):
             return
-        scheduler, fits = self.scheduler, self.capacity.fits
+        scheduler, capacity = self.scheduler, self.capacity
         started: list[Request] = []
-        while (request := scheduler.next(now, lambda candidate: fits(candidate, now))) is not None:
+        tried: list[Request] = []
+
+        def fits(candidate: Request) -> bool:
+            tried.append(candidate)
+            return capacity.fits(candidate, now)
+
+        while (request := scheduler.next(now, fits)) is not None:
             self._dispatch(self._tickets[request.id], now)
             started.append(request)
+            tried.clear()
+        self.next_up = tried[0] if tried else None
         self._collect_refused(now)
         if self.policy.enforce:
             self.shadows.decided(started, scheduler, now)

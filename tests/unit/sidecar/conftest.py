@@ -23,6 +23,7 @@ def make_tenant(name: str, **settings: Any) -> TenantConfig:
 def make_config(*, tenants: list[TenantConfig] | None = None, **settings: Any) -> SidecarConfig:
     """Blue and red under VTC, one sequence in flight, unless told otherwise."""
     settings.setdefault("mode", "Enforce")
+    settings.setdefault("algorithm", {"type": "VTC"})
     settings.setdefault("capacity", {"maxInFlight": 1})
     config = SidecarConfig.model_validate(settings)
     tenants = [make_tenant(BLUE), make_tenant(RED)] if tenants is None else tenants

@@ -255,6 +255,32 @@ class TestDebugTables:
         (row,) = queue_rows(line.dispatcher, line.dispatcher.clock())
         assert row["why"] == "its tenant has 1 in flight, its own limit"
 
+    async def test_under_deadlines_it_is_said_who_really_goes_next(self, line, tenant):
+        urgent = tenant(BLUE, slo={"ttftMilliseconds": 100})
+        line.configure(
+            algorithm={"type": "Equipoise", "equipoise": {"bandTokens": 100_000}},
+            tenants=[urgent, tenant(RED)],
+        )
+        line.send(RED)
+        line.send(RED)
+        late, soon = line.send(BLUE, ttft_milliseconds=60_000), line.send(BLUE)
+        why = {row["request"]: row["why"] for row in request_rows(line.dispatcher, line.dispatcher.clock())}
+        assert why[soon.request.id] == "next: when one of 1 places is free (1 taken)"
+        assert why[late.request.id] == f"its tenant's {soon.request.id} goes before it"
+        assert why[next(iter(queue_rows(line.dispatcher, 0.0)))["head"]] == why[soon.request.id]
+        red = queue_rows(line.dispatcher, line.dispatcher.clock())[1]
+        assert red["why"] == f"{BLUE} goes first under Equipoise"
+
+    async def test_a_request_says_what_its_client_declared(self, line):
+        line.send(application="rag", user="ann", interaction="run-7", call_index=2)
+        (row,) = request_rows(line.dispatcher, line.dispatcher.clock())
+        assert (row["application"], row["user"], row["interaction"], row["call"]) == (
+            "rag",
+            "ann",
+            "run-7",
+            2,
+        )
+
     async def test_a_client_cannot_forge_a_row(self, play, line):
         await play()
         text = table(request_rows(line.dispatcher, line.dispatcher.clock()))
