@@ -206,9 +206,9 @@ class UserQueue(TenantQueue):
     # -- a restart
 
     def snapshot(self, flights: dict[str, list[tuple[Charge, int]]]) -> dict[str, Any]:
-        """Return counters above the level as if what is in flight had ended at these totals, by user.
+        """Return how far users are above the level, as if what is in flight had ended at these totals by user.
 
-        Nothing else of a user matters: all others would be lifted to the level.
+        Nothing else of a user matters: all others would be lifted to the level. Empty where nobody is above it.
         """
         counters = {}
         for name, user in self._users.items():
@@ -225,26 +225,18 @@ class UserQueue(TenantQueue):
             level = counters[self._last_left.name]
         else:
             level = self._last_left.account.value
-        return {
-            "level": level,
-            "floor": self._floor,
-            "above": {name: value for name, value in counters.items() if value > level},
-        }
+        above = {name: value - level for name, value in counters.items() if value > level}
+        floor = max(0, self._floor - level)
+        return {"floor": floor, "above": above} if floor or above else {}
 
     def restore(self, data: Any) -> None:
-        """Take over a snapshot. ValueError if it cannot be read."""
+        """Take over a snapshot that is not empty. ValueError if it cannot be read."""
         if not isinstance(data, dict) or not isinstance(data.get("above"), dict):
-            raise ValueError("snapshot: state.users must have level, floor and above")  # noqa: TRY004 - the contract's error
-        level, floor, above = data.get("level"), data.get("floor"), data["above"]
-        if (
-            type(level) is not int
-            or type(floor) is not int
-            or not all(type(v) is int for v in above.values())
-        ):
-            raise ValueError("snapshot: level, floor and above of state.users must be integers")
+            raise ValueError("snapshot: state.users must have floor and above")  # noqa: TRY004 - the contract's error
+        floor, above = data.get("floor"), data["above"]
+        if type(floor) is not int or not all(type(value) is int for value in above.values()):
+            raise ValueError("snapshot: floor and above of state.users must be integers")
         self._floor = floor
-        self._last_left = User("", -1)
-        self._last_left.account = Account(level)
         for name, value in above.items():
             user = self.user(name)
             user.account = Account(value)

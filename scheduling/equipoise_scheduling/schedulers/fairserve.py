@@ -281,10 +281,11 @@ class FairServe(VTC):
         for bill in self._bills.values():
             users = flights.setdefault(bill.tenant.name, {})
             users.setdefault(bill.user.name, []).append((bill.charge, units(bill.delivered, 1.0)))
+        states = {name: queue.snapshot(flights.get(name, {})) for name, queue in self._queues.items()}
         return {
             **super()._state(),
             "typical": self._typical.snapshot(),
-            "users": {name: queue.snapshot(flights.get(name, {})) for name, queue in self._queues.items()},
+            "users": {name: state for name, state in states.items() if state},
         }
 
     @override

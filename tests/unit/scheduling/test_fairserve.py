@@ -366,8 +366,8 @@ def test_state_that_makes_no_sense_is_refused_by_name():
     good = make().snapshot()
     for part, complaint in [
         ({"users": 3}, "state.users must map tenants"),
-        ({"users": {"blue": 3}}, "state.users must have level"),
-        ({"users": {"blue": {"level": 1.5, "floor": 0, "above": {}}}}, "must be integers"),
+        ({"users": {"blue": 3}}, "state.users must have floor"),
+        ({"users": {"blue": {"floor": 1.5, "above": {}}}}, "must be integers"),
         ({"typical": None}, "state.typical must be an object"),
         ({"typical": {"kind": "Mean", "everybody": 3, "tenants": {}}}, "must be a list"),
         ({"typical": {"kind": "Mean", "everybody": [1, 2], "tenants": {}}}, "a count and three sizes"),
