@@ -1,1 +1,1 @@
-"""A model of vLLM's continuous batching, traces to feed it, and a stand-in engine that serves it over HTTP."""
+"""A model of vLLM's continuous batching: simulations of the sidecar's schedulers on it, and a stand-in engine over HTTP."""

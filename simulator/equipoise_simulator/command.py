@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from equipoise_api.policy import Algorithm
 from equipoise_simulator.contender import Contender
 from equipoise_simulator.policy_files import read_contender
 from equipoise_simulator.profiles import find_profile
@@ -20,8 +21,8 @@ from equipoise_simulator.workload import from_trace
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from equipoise_simulator.engines import GateName
     from equipoise_simulator.result import Metric, Result
-    from equipoise_simulator.simulation import GateName
     from equipoise_simulator.traces import Columns
     from equipoise_simulator.workload import Workload
 
@@ -58,12 +59,12 @@ def workload_of(
 def contenders_of(
     schedulers: Sequence[str], policies: Sequence[Path], tenants: Path | None
 ) -> list[Contender]:
-    """Read the contenders; without any, VTC with its defaults. ValueError for a name or file that cannot be taken."""
+    """Read the contenders; without any, the policy's default scheduler. ValueError for a name or file that cannot be taken."""
     if tenants is not None and not policies:
         raise ValueError("--tenants are a policy's: give --policy FILE too")
     found = [read_contender(policy, tenants) for policy in policies]
     found += [Contender.parse(name) for name in schedulers]
-    return found or [Contender.parse("VTC")]
+    return found or [Contender.parse(Algorithm().type)]
 
 
 def run(

@@ -21,17 +21,16 @@ from __future__ import annotations
 import heapq
 import math
 from dataclasses import replace
-from typing import TYPE_CHECKING, Literal, Protocol
-
-from typing_extensions import override
+from typing import TYPE_CHECKING
 
 from equipoise_scheduling.cost import LinearCost
-from equipoise_scheduling.gate import Gate, GateSettings
+from equipoise_scheduling.gate import GateSettings
 from equipoise_scheduling.measures import ServiceSeries
 from equipoise_scheduling.request import Outcome, Reason, Request, Usage
 from equipoise_simulator.artifact_engine import ArtifactEngine, ArtifactGate
 from equipoise_simulator.contender import Contender
 from equipoise_simulator.engine_model import EngineModel
+from equipoise_simulator.engines import GateName, gate_of
 from equipoise_simulator.profiles import Profile, profile_named
 from equipoise_simulator.record import Record
 from equipoise_simulator.result import BoundSeen, Result
@@ -41,9 +40,8 @@ from equipoise_simulator.sequence import Sequence
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from equipoise_api.policy import Capacity
     from equipoise_scheduling.base import TenantScheduler
-    from equipoise_scheduling.request import Refusal
+    from equipoise_simulator.engines import Admission, Engine
     from equipoise_simulator.sequence import Step
     from equipoise_simulator.workload import Call, Workload
 
@@ -52,75 +50,6 @@ MANY_CALLS = 10_000
 COARSE_TOKENS = 32
 STUCK_SECONDS = 3_600.0
 """A queue out of which nothing goes for so long while the engine is empty is a scheduler's fault."""
-
-GateName = Literal["reserve", "prompt", "peak", "open"]
-"""`open`: no gate, the engine alone decides."""
-
-
-class OpenGate(Gate):
-    """Lets everything pass, as the sidecar does when it only passes through."""
-
-    @override
-    def refuse(self, request: Request) -> Refusal | None:
-        return None
-
-    @override
-    def fits(self, request: Request, now: float) -> bool:
-        return True
-
-
-class Engine(Protocol):
-    """What a run needs of an engine model."""
-
-    preemptions: int
-    recomputed_tokens: int
-
-    def generated(self, sequence: Sequence) -> int:
-        """Tokens generated so far."""
-
-    def decoded(self) -> list[tuple[Sequence, int]]:
-        """Sequences that decode, with the tokens generated so far."""
-
-    def add(self, sequence: Sequence) -> bool:
-        """Take a sequence."""
-
-    def abort(self, sequence: Sequence) -> None:
-        """Remove a sequence."""
-
-    def begin(self, now: float, *, until: float | None = None) -> Step | None:
-        """Start steps."""
-
-    def finish(self) -> Step:
-        """End them."""
-
-
-class Admission(Protocol):
-    """What a run needs of a gate."""
-
-    @property
-    def percent(self) -> float:
-        """L."""
-
-    def refuse(self, request: Request) -> Refusal | None:
-        """Refuse what can never fit."""
-
-    def fits(self, request: Request, now: float) -> bool:
-        """Say whether a request may join."""
-
-    def start(self, request: Request) -> None:
-        """Count a dispatch."""
-
-    def progress(self, request: Request, prompt: int, generated: int) -> None:
-        """Count delivery."""
-
-    def finish(self, request: Request) -> None:
-        """Count an end."""
-
-    def preempted(self, now: float, count: int = 1) -> None:
-        """Plan with less."""
-
-    def tick(self, now: float) -> None:
-        """Let time pass."""
 
 
 def simulate(
@@ -166,13 +95,6 @@ def simulate(
     ).run()
 
 
-def _gate(name: GateName, settings: GateSettings, profile: Profile, sizes: Capacity) -> Gate:
-    gate = (OpenGate if name == "open" else Gate)(replace(settings, context_tokens=profile.max_model_len))
-    gate.set_pool(sizes.kv_tokens or profile.kv_blocks * profile.block_size, profile.block_size)
-    gate.max_in_flight = sizes.max_in_flight or profile.max_num_seqs
-    return gate
-
-
 class _Run:
     """The state of one simulation."""
 
@@ -201,7 +123,7 @@ class _Run:
             self.gate = self.artifact = ArtifactGate(profile, lengths, workload.adapter_rank)
         else:
             self.engine = EngineModel(profile)
-            self.gate = _gate(*gate, profile, contender.capacity)
+            self.gate = gate_of(*gate, profile, contender.capacity)
         self.gate_name = "artifact" if self.artifact else gate[0]
         self.scheduler.set_pool(contender.capacity.kv_tokens or profile.kv_blocks * profile.block_size)
         self.rules = contender.rules if contender.enforced else None

@@ -1,9 +1,11 @@
 """A FairnessPolicy and its Tenants, as the files that are applied to a cluster, in a simulation."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from equipoise_api.policy import Algorithm
 from equipoise_simulator.policy_files import PolicyFileError, read_contender
 from equipoise_simulator.profiles import Profile
 from equipoise_simulator.simulation import simulate
@@ -27,6 +29,7 @@ kind: FairnessPolicy
 metadata: {name: chat, namespace: inference, annotations: {owner: platform}}
 spec:
   target: {selector: {matchLabels: {app: vllm}}}
+  algorithm: {type: VTC}
 """
 
 
@@ -69,7 +72,8 @@ def load(*tenants, output=3, **facts):
 
 def test_the_examples_that_ship_can_be_simulated():
     made = read_contender(EXAMPLES / "policy.yaml", EXAMPLES)
-    assert made.label == "chat (VTC)"
+    assert made.label == f"chat ({made.algorithm.type})"
+    made = replace(made, algorithm=Algorithm(type="VTC"))
     result = simulate(load("blue", "inference/green"), made, profile=CLOCK)
     assert result.weights == {"blue": 3.0, "inference/green": 1.0}
     first = sorted(result.records, key=lambda record: record.dispatched)[:16]

@@ -7,6 +7,7 @@ import re
 import pytest
 from typer.testing import CliRunner
 
+from equipoise_api.policy import Algorithm
 from equipoise_cli.main import app
 from equipoise_simulator import command
 from equipoise_simulator.page import page
@@ -122,7 +123,11 @@ def test_a_trace_without_tenants_is_one_or_split(tmp_path):
         "2023-11-16 18:17:05,50,12\n"
     )
     one = json.loads(equipoise("--trace", str(path), "--format", "json").stdout)["runs"][0]
-    assert (one["scheduler"], one["requests"]["arrived"], list(one["tenants"])) == ("VTC", 3, ["tenant"])
+    assert (one["scheduler"], one["requests"]["arrived"], list(one["tenants"])) == (
+        Algorithm().type,
+        3,
+        ["tenant"],
+    )
     many = json.loads(equipoise("--trace", str(path), "--split", "5", "--format", "json").stdout)["runs"][0]
     assert all(re.fullmatch(r"tenant-\d", name) for name in many["tenants"])
 

@@ -3,9 +3,8 @@
 import pytest
 
 from equipoise_scheduling.base import TenantScheduler
-from equipoise_scheduling.gate import GateSettings
+from equipoise_scheduling.gate import Gate, GateSettings
 from equipoise_scheduling.request import Outcome
-from equipoise_simulator import simulation
 from equipoise_simulator.profiles import Profile
 from equipoise_simulator.simulation import simulate
 from equipoise_simulator.workload import Call, Workload
@@ -199,7 +198,7 @@ def test_progress_is_told_and_ends_at_all():
 
 def test_the_gate_hears_of_preemptions(monkeypatch):
     heard = []
-    monkeypatch.setattr(simulation.Gate, "preempted", lambda self, now, count=1: heard.append(count))
+    monkeypatch.setattr(Gate, "preempted", lambda self, now, count=1: heard.append(count))
     load = workload(*(call(str(n), prompt=100, output=100) for n in range(2)))
     result = simulate(load, "FCFS:10", gate="prompt", profile=CLOCK)
     assert sum(heard) == result.preemptions > 0
