@@ -41,6 +41,8 @@ class Run:
     profile: str | None = None
     metric: Metric = "token"
     seed: int = 0
+    since: float = 0.0
+    """Seconds from which on the tenants' `service_since` counts."""
     ablation: Callable[[Contender], Contender] | None = None
     """Takes something away from the contender."""
 
@@ -50,7 +52,11 @@ class Run:
         if self.ablation is not None:
             contender = self.ablation(contender)
         result = simulate(self.load(), contender, gate=self.gate, profile=self.profile, seed=self.seed)
-        return result.document(self.metric)
+        document = result.document(self.metric)
+        for name, tenant in document["tenants"].items():
+            series, weight = result.series[name], result.weights[name]
+            tenant["service_since"] = weight * series.received(self.since, result.workload.seconds)
+        return document
 
 
 Results = Mapping[Run, Document]

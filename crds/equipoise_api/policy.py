@@ -178,7 +178,7 @@ ALGORITHM_RULES = rules(
 class Algorithm(ApiModel):
     """The scheduler. To change from one member to another with a merge patch, set the old member to null."""
 
-    type: AlgorithmType = "VTC"
+    type: AlgorithmType = "Equipoise"
     """FCFS: arrival order, no fairness. RoundRobin: one request a turn. RPM: a rate limit. LCF: least service first, idle time counts. DRR: turns by tokens. VTC: least weighted service first. FairServe: requests that mean the same to a user. Equinox: what users felt and what the engine spent. ExFairS: rounds of missed SLOs and lent priority. Equipoise: VTC's bound plus a band inside which deadlines decide."""
     rpm: RpmParameters | None = None
     """Parameters of RPM."""

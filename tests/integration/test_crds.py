@@ -188,7 +188,7 @@ def test_columns_short_names_and_category(api, namespace):
             "AGE",
         ]
     )
-    assert "VTC" in api.kubectl("get", "fp", "-n", namespace)
+    assert "Equipoise" in api.kubectl("get", "fp", "-n", namespace)
     everything = api.kubectl("get", "equipoise", "-n", namespace)
     assert "tenant" in everything
     assert "fairnesspolicy" in everything
