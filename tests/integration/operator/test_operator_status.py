@@ -103,7 +103,7 @@ async def test_shares_usage_and_latency_of_both_sidecars_reach_the_status(runnin
     table = await world.kubectl("get", "tenants")
     assert table.splitlines()[1].split()[:5] == ["blue", "1", "25", "25", "20"]
     table = await world.kubectl("get", "fairnesspolicies")
-    assert table.splitlines()[1].split()[:5] == ["policy", "VTC", "Enforce", "2/2", "2"]
+    assert table.splitlines()[1].split()[:5] == ["policy", "Equipoise", "Enforce", "2/2", "2"]
 
 
 async def test_a_broken_bound_and_a_missed_slo_are_told_as_events(running):
