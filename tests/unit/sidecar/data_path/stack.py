@@ -125,6 +125,7 @@ async def stack(
 ) -> AsyncIterator[Stack]:
     """Run the data path before the engine at this address. `watch_engine`: with the feedback loop, which probes it."""
     config.setdefault("mode", "Enforce")
+    config.setdefault("algorithm", {"type": "VTC"})
     config.setdefault("capacity", {"maxInFlight": 100, "kvTokens": 100_000})
     document = SidecarConfig.model_validate(config)
     dispatcher = Dispatcher()
