@@ -1,7 +1,7 @@
-"""Queues whose requests have deadlines, and the clock that says whose has passed.
+"""Queues ordered by deadline, and the clock that says whose time has come.
 
-A request whose deadline has passed is *overdue*: earliest-deadline-first goes on serving what is lost anyway and so
-loses the rest too, hence what can still keep its deadline goes first.
+Earliest-deadline-first goes on serving what is lost anyway and so loses the rest too: requests that are *overdue* go
+behind all others. When a request is overdue is the scheduler's to say.
 """
 
 from abc import abstractmethod
@@ -27,7 +27,7 @@ class TimedQueue(TenantQueue):
 
     @abstractmethod
     def expire(self, request: Request) -> None:
-        """Take note that the deadline of a request that waits here has passed."""
+        """Make a request that waits here overdue."""
 
     @abstractmethod
     def move(self, request: Request) -> None:
@@ -176,23 +176,22 @@ class TimedFifoQueue(FifoQueue, TimedQueue):
 
 
 class Alarms:
-    """Tells who has become overdue. O(log n) amortised a request, however often it comes back."""
+    """Tells whose time has come. O(log n) amortised a request, however often it comes back."""
 
     def __init__(self) -> None:
         self._heap: list[tuple[float, int, str]] = []
 
     def set(self, at: float, request: Request, waiting: Mapping[str, Request]) -> None:
-        """Watch for the time at which a request becomes overdue; `waiting` are all that wait, by id."""
+        """Watch for a time of a request that waits; `waiting` are all that do, by id."""
         heappush(self._heap, (at, request.number, request.id))
         if len(self._heap) > 2 * len(waiting) + 64:
             self._heap = [entry for entry in set(self._heap) if self._living(entry, waiting)]
             heapify(self._heap)
 
     def passed(self, now: float, waiting: Mapping[str, Request]) -> Iterator[Request]:
-        """Yield each request that waits and has become overdue since the last call."""
-        heap = self._heap
-        while heap and heap[0][0] < now:
-            request = self._living(heappop(heap), waiting)
+        """Yield the requests that wait and whose time has come since the last call; more may be set meanwhile."""
+        while self._heap and self._heap[0][0] < now:
+            request = self._living(heappop(self._heap), waiting)
             if request is not None:
                 yield request
 

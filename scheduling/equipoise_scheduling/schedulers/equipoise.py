@@ -20,6 +20,8 @@ from equipoise_scheduling.tenant_queue import TenantQueue
 
 STEP_SECONDS = 0.25
 """Deadlines closer than that are equally urgent."""
+GRACE = 20.0
+"""Who has missed its deadline has another one, so many times its budget later."""
 TYPICAL_COST = 512.0
 """Prior of what a request costs."""
 TYPICAL_REQUESTS = 64.0
@@ -72,8 +74,9 @@ class Equipoise(VTC):
       250 ms; equal: the longest cached prefix; equal: the least counter. One that continues an interaction goes first.
     - **Deadline**, fixed on arrival: arrival + SLO (to the first token, else to the end); without one arrival + stretch *
       predicted service time. It orders a tenant's own requests too (`ordering`).
-    - **Overdue** requests go behind all that can still keep their deadline, by arrival. Every `overdue_every`-th dispatch
-      goes to the oldest of them among the candidates, so none starves.
+    - **A deadline that cannot be kept** even by going at once gives way to a second one, 20 times the budget later: what
+      has time yields to it, what is urgent does not. Who misses that too is *overdue* and goes behind all others; every
+      `overdue_every`-th dispatch goes to the oldest overdue request among the candidates, so none starves.
     - **Skipping**: where the chosen head does not fit, up to `skips` other candidates' heads are tried, the least
       counter's always among them. Who is served meanwhile stops at V + B, so the engine drains for a big head.
 
@@ -111,6 +114,8 @@ class Equipoise(VTC):
         self._since_overdue = 0
         """Dispatches since one of an overdue request, or since one waits."""
         self._overdue_waits = False
+        self._missed: set[str] = set()
+        """Ids of queued requests that have missed their deadline and wait for their second one."""
         self._turns: dict[str, int] = {}
         """`_since_overdue` before each request in flight was dispatched."""
 
@@ -141,7 +146,13 @@ class Equipoise(VTC):
         if request.deadline is None:
             request.deadline = request.arrival + self._budget(request)
         begun = self.books.interactions.begun(request)
-        return (0 if begun else 1, floor(request.deadline / STEP_SECONDS), -request.cached_tokens)
+        return (0 if begun else 1, floor(self._aim(request) / STEP_SECONDS), -request.cached_tokens)
+
+    def _aim(self, request: Request) -> float:
+        """Return the deadline that a queued request has still to keep."""
+        deadline = request.deadline
+        assert deadline is not None, "fixed when the request was queued"
+        return deadline + GRACE * (deadline - request.arrival) if request.id in self._missed else deadline
 
     def _budget(self, request: Request) -> float:
         for budget in (request.ttft_budget, request.e2e_budget):
@@ -151,15 +162,14 @@ class Equipoise(VTC):
         return self._settings.stretch * self.pace.service_seconds(prompt, self._output(request))
 
     def _watch(self, request: Request) -> None:
-        """Have it overdue when it could not keep its SLO any more if it went at once."""
-        assert request.deadline is not None, "fixed when the request was queued"
+        """Have it looked at when it could not keep its deadline any more if it went at once."""
         prompt = request.prompt_tokens - request.cached_tokens
         needed = 0.0
         if request.ttft_budget is not None:
             needed = self.pace.service_seconds(prompt, 1)
         elif request.e2e_budget is not None:
             needed = self.pace.service_seconds(prompt, self._output(request))
-        self._alarms.set(request.deadline - needed, request, self.books.waiting)
+        self._alarms.set(self._aim(request) - needed, request, self.books.waiting)
 
     @staticmethod
     def _output(request: Request) -> int:
@@ -182,7 +192,12 @@ class Equipoise(VTC):
         for request in self._alarms.passed(now, self.books.waiting):
             if self.books.interactions.begun(request):
                 continue
-            self._queue(request.tenant).expire(request)
+            if request.id in self._missed:
+                self._queue(request.tenant).expire(request)
+            else:
+                self._missed.add(request.id)
+                self._queue(request.tenant).move(request)
+                self._watch(request)
             self._changed(request.tenant)
 
     def _changed(self, name: str) -> None:
@@ -272,6 +287,7 @@ class Equipoise(VTC):
 
     @override
     def _request_left(self, request: Request) -> None:
+        self._missed.discard(request.id)
         # A dispatch comes before the request is out of the queue, and `_dispatched` after.
         if request.id not in self.books.waiting and self.books.tenants[request.tenant].eligible:
             self._changed(request.tenant)

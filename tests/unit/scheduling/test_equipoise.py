@@ -148,28 +148,35 @@ class TestDeadlines:
         assert after == pytest.approx(before * 0.5 / 0.03, rel=0.1)
 
 
-class TestOverdue:
-    def test_goes_behind_all_that_can_keep_their_deadline(self):
+class TestMissedDeadlines:
+    def test_yield_to_who_is_urgent_and_go_before_who_has_time(self):
         scheduler = equipoise()
-        send(scheduler, "late", "a", ttft_budget=1.0)
-        send(scheduler, "late too", "b", ttft_budget=2.0)
-        send(scheduler, "in time", "a", now=5.0, ttft_budget=60.0)
-        assert served(scheduler, 5.0) == ["in time", "late", "late too"]
+        send(scheduler, "missed", "a", ttft_budget=1.0)
+        send(scheduler, "has time", "b", now=5.0, ttft_budget=60.0)
+        send(scheduler, "urgent", "c", now=5.0, ttft_budget=1.0)
+        assert served(scheduler, 5.0) == ["urgent", "missed", "has time"]
 
-    def test_is_who_could_not_keep_it_any_more_if_it_went_at_once(self):
+    def test_are_those_that_could_not_be_kept_any_more_by_going_at_once(self):
         scheduler = equipoise()
         send(scheduler, "hopeless", "a", ttft_budget=1.0, prompt=1000)
         send(scheduler, "short", "b", ttft_budget=1.0, prompt=10)
         # 1,000 prompt tokens take 0.2 s, and 1 s is over in 0.15 s.
         assert served(scheduler, 0.85) == ["short", "hopeless"]
 
+    def test_missed_twice_go_behind_all_others(self):
+        scheduler = equipoise()
+        send(scheduler, "overdue", "a", ttft_budget=1.0)
+        send(scheduler, "overdue too", "b", ttft_budget=2.0)
+        send(scheduler, "has time", "a", now=50.0, ttft_budget=60.0)
+        assert served(scheduler, 50.0) == ["has time", "overdue", "overdue too"]
+
     def test_oldest_overdue_gets_every_fifth_dispatch(self):
         scheduler = equipoise(band=100_000)
         for number in range(3):
             send(scheduler, f"late{number}", "a", ttft_budget=1.0)
         for number in range(12):
-            send(scheduler, f"{number}", "b", now=2.0, ttft_budget=10.0)
-        assert served(scheduler, 2.0) == [
+            send(scheduler, f"{number}", "b", now=50.0, ttft_budget=10.0)
+        assert served(scheduler, 50.0) == [
             *("0", "1", "2", "3", "late0", "4", "5", "6", "7", "late1", "8", "9", "10", "11", "late2")
         ]
 
@@ -180,25 +187,25 @@ class TestOverdue:
         drain(scheduler, 0.0)
         send(scheduler, "late", "a", ttft_budget=1.0)
         for number in range(4):
-            send(scheduler, f"{number}", "b", now=2.0, ttft_budget=10.0)
-        assert served(scheduler, 2.0) == ["0", "1", "2", "3", "late"]
+            send(scheduler, f"{number}", "b", now=50.0, ttft_budget=10.0)
+        assert served(scheduler, 50.0) == ["0", "1", "2", "3", "late"]
 
     def test_turn_that_was_undone_comes_again(self):
         scheduler = equipoise(band=100_000, overdue_every=3)
         send(scheduler, "late", "a", ttft_budget=1.0)
         for number in range(6):
-            send(scheduler, f"{number}", "b", now=2.0, ttft_budget=10.0)
-        assert served(scheduler, 2.0, most=2) == ["0", "1"]
-        (late,) = drain(scheduler, 2.0, most=1)
-        scheduler.requeue(late, 2.0)
-        assert served(scheduler, 2.0) == ["late", "2", "3", "4", "5"]
+            send(scheduler, f"{number}", "b", now=50.0, ttft_budget=10.0)
+        assert served(scheduler, 50.0, most=2) == ["0", "1"]
+        (late,) = drain(scheduler, 50.0, most=1)
+        scheduler.requeue(late, 50.0)
+        assert served(scheduler, 50.0) == ["late", "2", "3", "4", "5"]
 
     def test_nobody_waits_for_ever_behind_a_stream_that_is_always_in_time(self):
         scheduler = equipoise()
         send(scheduler, "old", "a", ttft_budget=1.0)
         for number in range(200):
             now = 2.0 + number
-            send(scheduler, f"new{number}", "a", now=now, ttft_budget=10.0)
+            send(scheduler, f"new{number}", "a", now=now, ttft_budget=2.0)
             if served(scheduler, now, most=1) == ["old"]:
                 return
         raise AssertionError("passed over 200 times")
@@ -274,7 +281,7 @@ class TestInteractions:
         send(scheduler, "chat", "b", ttft_budget=1.0)
         assert served(scheduler) == ["chat", "claimed"]
 
-    def test_is_never_overdue(self):
+    def test_is_never_late(self):
         scheduler = equipoise()
         (first,) = self.call(scheduler, "1", 1) and drain(scheduler)
         deliver(scheduler, first)
