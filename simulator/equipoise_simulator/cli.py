@@ -229,9 +229,13 @@ def simulate(
             seconds=seconds,
             seed=seed,
         )
+        contenders = command.contenders_of(scheduler or (), policy or (), tenants)
+        for contender in contenders:
+            if note := command.strangers(workload, contender):
+                typer.echo(note, err=True)
         report = command.run(
             workload,
-            command.contenders_of(scheduler or (), policy or (), tenants),
+            contenders,
             gate=gate,
             profile=profile,
             metric=metric,

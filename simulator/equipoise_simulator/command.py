@@ -102,6 +102,19 @@ def run(
     return text(documents)
 
 
+def strangers(workload: Workload, contender: Contender) -> str | None:
+    """Say which of the load's tenants a policy does not know: a misspelt name would look like a scheduler's doing."""
+    rules = contender.rules
+    if rules is None or not contender.enforced:
+        return None
+    names = [name for name in workload.tenants if name not in rules.tenants]
+    if not names:
+        return None
+    some = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+    fate = "share the default tenant" if rules.strangers == "Shared" else "are rejected"
+    return f"{contender.label}: {len(names)} of {len(workload.tenants)} tenants are no Tenants of the policy and {fate}: {some}"
+
+
 @contextmanager
 def _progress(count: int) -> Iterator[Callable[[int, str], Callable[[float], None] | None]]:
     """Show a bar a contender on stderr, where that is a terminal."""

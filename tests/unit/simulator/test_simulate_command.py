@@ -176,6 +176,22 @@ def test_many_tenants_are_shown_in_part():
     assert f"({more} more in JSON)" in shown
 
 
+def test_tenants_that_a_policy_does_not_know_are_named(trace, tmp_path):
+    metadata = "metadata: {name: team-1, namespace: inference}"
+    (tmp_path / "policy.yaml").write_text(
+        "kind: FairnessPolicy\nmetadata: {name: chat, namespace: inference}\n"
+        "spec: {target: {selector: {matchLabels: {app: vllm}}}, algorithm: {type: VTC}}\n"
+        f"---\nkind: Tenant\n{metadata}\nspec: {{}}\n"
+    )
+    done = equipoise("--trace", trace, *COLUMNS, "--policy", str(tmp_path / "policy.yaml"))
+    assert done.exit_code == 0, done.output
+    told = (
+        "chat (VTC): 2 of 3 tenants are no Tenants of the policy and share the default tenant: team-0, team-2"
+    )
+    assert told in done.stderr
+    assert re.search(r"^default .* 40 ", done.stdout, re.MULTILINE)
+
+
 def test_a_profile_is_found_by_name_or_read_from_a_file(tmp_path):
     path = tmp_path / "mine.json"
     path.write_text(json.dumps({**PROFILES["fast"].document(), "name": "mine", "a0": 0.5}))
