@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+from benchmarks.report import fairserve
 from benchmarks.report.page import Inputs, Page
 from benchmarks.report.runs import Load, Results, Run, named
 from typing_extensions import override
@@ -15,7 +16,6 @@ from equipoise_scheduling.request import Outcome, Usage
 from equipoise_simulator.contender import Contender
 from equipoise_simulator.workload import Call, Workload
 
-OIT = "userLimit=50:applicationLimit=2000"
 IDLE_SECONDS, SECONDS = 300.0, 600.0
 
 
@@ -135,8 +135,8 @@ ABLATIONS = (
         "overload throttling (FairServe)",
         "queue_delay_seconds",
         "mean",
-        Run(Load(named, ("interactions",)), f"FairServe:{OIT}", profile="large"),
-        Run(Load(named, ("interactions",)), "FairServe", profile="large"),
+        Run(Load(fairserve.closed), fairserve.FAIRSERVE, profile=fairserve.PROFILE),
+        Run(Load(fairserve.closed), "FairServe", profile=fairserve.PROFILE),
     ),
 )
 

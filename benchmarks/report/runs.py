@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from equipoise_simulator.contender import Contender
+from equipoise_simulator.profiles import Profile
 from equipoise_simulator.result import Metric
 from equipoise_simulator.simulation import GateName, simulate
 from equipoise_simulator.suites import suite
@@ -38,7 +39,7 @@ class Run:
     load: Load
     contender: str
     gate: GateName | None = None
-    profile: str | None = None
+    profile: str | Profile | None = None
     metric: Metric = "token"
     seed: int = 0
     since: float = 0.0
