@@ -10,14 +10,16 @@ class Rig:
     """Requests go in by `send`; `finish` and the others make room, and everything that fits is started at once."""
 
     def __init__(
-        self, enforced: str, *shadows: str, slots: int = 1, tenants=None, sync_seconds: float = 0.0
+        self, enforced: str, *shadows: str, slots: int = 1, tenants=None, sync_seconds: float = 0.0, **options
     ) -> None:
         tenants = tenants or {}
         self.now = 0.0
         self.slots = slots
-        self.scheduler = create(enforced, settings(enforced), tenants)
+        self.scheduler = create(enforced, settings(enforced, **options), tenants)
         self.shadows = Shadows(sync_seconds=sync_seconds)
-        self.shadows.configure({name: settings(name) for name in shadows}, tenants, self.scheduler, self.now)
+        self.shadows.configure(
+            {name: settings(name, **options) for name in shadows}, tenants, self.scheduler, self.now
+        )
         self.requests: list[Request] = []
         self.running: list[Request] = []
         self.generated: dict[str, int] = {}
@@ -92,8 +94,8 @@ class Rig:
         return next(r for r in self.shadows.reports(self.now) if r.algorithm == algorithm)
 
 
-def settings(algorithm: str) -> SchedulerSettings:
-    return SCHEDULERS[algorithm].settings_type()
+def settings(algorithm: str, **options) -> SchedulerSettings:
+    return SCHEDULERS[algorithm].settings_type(**options)
 
 
 WEIGHTED = {name: TenantSettings(weight=weight) for name, weight in (("blue", 1), ("red", 2), ("green", 1))}

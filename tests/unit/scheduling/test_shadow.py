@@ -7,6 +7,7 @@ from shadow_rig import Rig, settings
 
 from equipoise_api.latency import LatencyHistogram
 from equipoise_scheduling.contract import TenantSettings
+from equipoise_scheduling.prediction import PredictionSettings
 from equipoise_scheduling.registry import SCHEDULERS
 from equipoise_scheduling.request import Outcome, Reason, Refusal
 from equipoise_scheduling.schedulers.rpm import RPM
@@ -277,3 +278,78 @@ def test_shadows_know_the_size_of_the_pool_whether_it_comes_before_or_after_them
     rig.shadows.configure({}, {}, rig.scheduler, rig.now)
     rig.shadows.configure({"DRR": settings("DRR")}, {}, rig.scheduler, rig.now)
     assert known == [10_000, 10_000]
+
+
+def test_room_that_was_spent_on_somebody_who_left_holds_nobody_up_once_nobody_waits():
+    rig = Rig("FCFS", "VTC")
+    rig.send("red")
+    for _ in range(3):
+        rig.send("red")
+    blue = rig.send("blue")
+    (shadow,) = rig.shadows
+    while shadow._mirrors[blue.id].started is None:
+        rig.finish(rig.running[0])
+    rig.leave(blue)  # the shadow gave it a place that a red one really had
+    while rig.waiting:
+        rig.finish(rig.running[0])
+    assert shadow.scheduler.queued == 0
+
+
+def test_room_that_nobody_wanted_is_not_saved_up():
+    rig = Rig("FCFS")
+    rig.shadows.configure({"RPM": RPM.settings_type(requests_per_minute=2)}, {}, rig.scheduler, rig.now)
+    for _ in range(6):
+        rig.send("red")  # four of these are nothing to the shadow: their room is left over
+    work_off(rig)
+    rig.tick(100)
+    rig.send("red")
+    rig.send("red")
+    (shadow,) = rig.shadows
+    assert shadow.scheduler.queued == rig.scheduler.queued == 1
+
+
+def test_how_far_answers_are_reaches_a_shadow_that_charges_token_by_token():
+    rig = Rig("VTC", "VTC", slots=2, charge_predicted=False)
+    chatty, terse = rig.send("red", max_tokens=500), rig.send("blue", max_tokens=500)
+    rig.send("red")
+    rig.send("blue")
+    rig.tick()
+    rig.generate(chatty, 400)
+    rig.generate(terse, 10)
+    (shadow,) = rig.shadows
+    rig.finish(terse, 10)
+    counters = {share.tenant: share.counter for share in rig.scheduler.shares(rig.now)}
+    assert {s.tenant: s.counter for s in shadow.scheduler.shares(rig.now)} == counters
+    assert counters["red"] > 800
+    assert rig.report("VTC").changed_total == 0
+
+
+def test_a_shadow_goes_by_the_newest_prediction():
+    rig = Rig("FCFS", "VTC", prediction=PredictionSettings(prior_tokens=20))
+    rig.send("red", max_tokens=100)
+    waiting = rig.send("red", max_tokens=100)
+    (shadow,) = rig.shadows
+    copy = shadow._mirrors[waiting.id].copy
+    assert copy.predicted_tokens == 20
+    rig.finish(rig.running[0], 5)
+    assert copy.predicted_tokens == waiting.predicted_tokens == 17
+
+
+@pytest.mark.parametrize("shadowed", ["VTC", "FCFS"])
+def test_service_is_counted_as_it_turned_out(shadowed):
+    rig = Rig("FCFS", shadowed, slots=2)
+    for at in range(6):
+        rig.send("red" if at % 3 else "blue", prompt=10 + at, max_tokens=100)
+    while rig.running:
+        rig.tick()
+        rig.finish(rig.running[-1], 7)
+    (shadow,) = rig.shadows
+    real, here = (
+        service.rows(rig.shadows.weight, rig.now) for service in (rig.shadows.service, shadow.service)
+    )
+    assert real == here
+    assert {tenant: row[0] for tenant, row in real.items()} == {
+        "blue": 10 + 13 + 2 * 2 * 7,
+        "red": 11 + 12 + 14 + 15 + 4 * 2 * 7,
+    }
+    assert all(demand == pytest.approx(served) for served, demand, _ in here.values())

@@ -96,6 +96,20 @@ async def test_leaving_expiring_and_an_engine_that_is_busy_reach_the_shadow(line
     assert (shadow.scheduler.queued, shadow.scheduler.in_flight) == (0, 0)
 
 
+async def test_passing_through_nobody_stays_in_a_shadow_after_all_have_left(line):
+    line.configure(mode="PassThrough", shadow=[{"type": "VTC"}])
+    tickets = [line.send(RED) for _ in range(4)] + [line.send(BLUE)]
+    for ticket in tickets[:2]:
+        ticket.first_token()
+        ticket.finish(Outcome.FINISHED, EXACT)
+    (shadow,) = line.dispatcher.shadows
+    for ticket in tickets[2:]:
+        ticket.finish(Outcome.CANCELLED)
+    await asyncio.sleep(2)
+    line.dispatcher.tick()
+    assert (shadow.scheduler.queued, shadow.scheduler.in_flight, shadow._mirrors) == (0, 0, {})
+
+
 async def test_a_shadow_that_fails_is_logged_reported_and_forgotten(line, monkeypatch):
     line.configure(algorithm={"type": "FCFS"}, shadow=[{"type": "VTC"}])
     (shadow,) = line.dispatcher.shadows
