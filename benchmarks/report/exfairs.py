@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from benchmarks.report.page import Inputs, Page
 from benchmarks.report.runs import Document, Load, Results, Run, named
 
@@ -27,19 +29,18 @@ def runs(inputs: Inputs) -> list[Run]:
     ]
 
 
-def _safi_jain(run: Document) -> float:
-    """Jain's index of what tenants felt: 1 + SAFI, alpha 0.7, over the whole run."""
-    tenants = run["tenants"].values()
-    served = sum(tenant["service"] for tenant in tenants) or 1.0
-    return jain([1 + 0.7 * (1 - (t["slo_attainment"] or 0.0)) + 0.3 * t["service"] / served for t in tenants])
+def _attainment_jain(run: Document) -> float:
+    """Jain's index of the tenants' SLO attainment: equal experience."""
+    return jain([tenant["slo_attainment"] or 0.0 for tenant in run["tenants"].values()])
 
 
-MEASURES = {
+Measure = tuple[Callable[[Document], float], Callable[..., str]]
+MEASURES: dict[str, Measure] = {
     "SLO missed": (lambda run: 1 - run["slo_attainment"], min),
+    "tokens/s of requests that kept their SLO": (lambda run: run["slo_tokens_per_second"], max),
     "tokens/s": (lambda run: run["tokens_per_second"], max),
-    "Jain of service": (lambda run: run["jain"], max),
-    "Jain of 1 + SAFI": (_safi_jain, max),
-    "TTFT mean, s": (lambda run: run["ttft_seconds"]["mean"], min),
+    "Jain of SLO attainment": (_attainment_jain, max),
+    "mean service difference": (lambda run: run["service_difference"]["mean"], min),
 }
 
 
@@ -68,28 +69,38 @@ def page(inputs: Inputs, results: Results) -> Page:
             rows.append((f"{scenario}", *values.values()))
         page.say(f"*{measure}*")
         page.table(("scenario", *CONTENDERS), rows)
-    papers = [name for name in CONTENDERS if name != "Equipoise"]
     page.say(
         "Best in so many of the 25 cells: "
         + ", ".join(f"{name} {count}" for name, count in best.items())
         + "."
     )
-    fewer = [
-        1
-        - mean(s, "ExFairS", "SLO missed") / max(min(mean(s, c, "SLO missed") for c in ("FCFS", "VTC")), 1e-9)
-        for s in SCENARIOS
-    ]
+
+    def against(other: str, measure: str) -> list[float]:
+        return [mean(s, "ExFairS", measure) / max(mean(s, other, measure), 1e-9) - 1 for s in SCENARIOS]
+
+    for other in ("FCFS", "RoundRobin", "VTC"):
+        change = against(other, "SLO missed")
+        page.claim(
+            f"ExFairS misses fewer SLOs than {other} in every scenario",
+            f"{min(change):+.0%} to {max(change):+.0%}",
+            holds=max(change) < 0,
+        )
+    change = against("FCFS", "tokens/s of requests that kept their SLO")
     page.claim(
-        "ExFairS misses fewer SLOs than FCFS and VTC in every scenario",
-        f"{min(fewer):.0%} to {max(fewer):.0%} fewer than the better of the two",
-        holds=min(fewer) > 0,
+        "useful throughput (of requests that kept their SLO) at least 14 % above FCFS's in the mean",
+        f"{sum(change) / len(change):+.0%}; {min(change):+.0%} to {max(change):+.0%}",
+        holds=sum(change) / len(change) >= 0.14,
     )
-    more = [
-        mean(s, "ExFairS", "tokens/s") / max(mean(s, c, "tokens/s") for c in papers if c != "ExFairS") - 1
-        for s in SCENARIOS
-    ]
+    change = against("FCFS", "tokens/s")
     page.claim(
-        "throughput 14 to 21.9 % higher", f"{min(more):+.1%} to {max(more):+.1%}", holds=max(more) >= 0.14
+        "raw throughput 14 to 21.9 % higher",
+        f"{min(change):+.1%} to {max(change):+.1%}",
+        holds=max(change) >= 0.14,
+    )
+    page.say(
+        "Raw throughput does not rise: every scheduler here keeps the engine full, and what is counted raw includes work for"
+        " clients that then give up. ExFairS loses to VTC where prompts differ most between tenants (I, II): SAFI counts"
+        " service received as suffering, and it reacts a round late."
     )
     ours = [mean(s, "Equipoise", "SLO missed") - mean(s, "ExFairS", "SLO missed") for s in SCENARIOS]
     page.claim(

@@ -205,6 +205,10 @@ class Result:
             "tpot_seconds": _durations([record.tpot for record in records]),
             "slo_attainment": attainment(sum(kept), len(kept)),
             "slo_by_budget": _by_budget(records),
+            "slo_tokens_per_second": _tokens([record for record in records if record.slo_kept])
+            / self.simulated_seconds
+            if self.simulated_seconds
+            else 0.0,
             "wasted_tokens": sum(wasted.get(record.call.id, (0, 0))[0] for record in records),
             "wasted_prompt_tokens": sum(wasted.get(record.call.id, (0, 0))[1] for record in records),
             "prediction_error_tokens": sum(errors) / len(errors) if errors else None,
