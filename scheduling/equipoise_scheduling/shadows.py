@@ -66,6 +66,7 @@ class Shadows:
             self._seen.clear()
             self._waiting = 0
             self.service = ServiceByTenant()
+        history = enforced.snapshot() if new.keys() - kept.keys() else {}
         self._shadows = kept
         for name, scheduler in new.items():
             if name in kept:
@@ -73,7 +74,7 @@ class Shadows:
                 continue
             scheduler.set_pool(enforced.books.kv_tokens)
             shadow = self._shadows[name] = Shadow(scheduler, self._next_index)
-            self._tell(shadow, scheduler.restore, enforced.snapshot())
+            self._tell(shadow, scheduler.restore, history)
         self._running = [shadow for shadow in self if shadow.off is None]
 
     def _tell(self, shadow: Shadow, event: Callable[..., None], *facts: object, **more: object) -> None:
