@@ -4,9 +4,11 @@ import pytest
 
 from equipoise_scheduling.base import TenantScheduler
 from equipoise_scheduling.gate import Gate, GateSettings
+from equipoise_scheduling.registry import SCHEDULERS
 from equipoise_scheduling.request import Outcome
 from equipoise_simulator.profiles import Profile
 from equipoise_simulator.simulation import simulate
+from equipoise_simulator.suites import suite
 from equipoise_simulator.workload import Call, Workload
 
 # A step takes a second, whatever it does; prompts need one step, then each sequence gets a token a step.
@@ -209,3 +211,15 @@ def test_the_scheduler_is_told_the_engines_pool(monkeypatch):
     monkeypatch.setattr(TenantScheduler, "set_pool", lambda self, tokens: told.append(tokens))
     simulate(workload(call("a")), "VTC", profile=CLOCK)
     assert told == [320]
+
+
+@pytest.mark.parametrize("name", ["overload_weighted", "poisson_short_long_2", "exfairs_5", "interactions"])
+def test_every_published_bound_holds_on_a_piece_of_every_kind_of_suite(name):
+    seen = {}
+    for scheduler in sorted(SCHEDULERS):
+        result = simulate(suite(name).first(5 if name == "interactions" else 60), scheduler, resolution=4)
+        seen[scheduler] = result.document()["bound"]
+    published = {scheduler: bound for scheduler, bound in seen.items() if bound is not None}
+    assert {"VTC", "Equipoise"} <= published.keys()
+    assert not {"FCFS", "RoundRobin", "LCF", "RPM"} & published.keys()
+    assert all(bound["met"] for bound in published.values()), published
