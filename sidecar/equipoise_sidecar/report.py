@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
-from operator import attrgetter, itemgetter
+from operator import attrgetter
 
 import msgspec
 
@@ -52,13 +52,15 @@ class Reporter:
 
     async def encoded(self) -> bytes:
         """Return the whole report as JSON, letting requests go on in between: 10,000 tenants take a second."""
-        rows = []
+        # bytes, not objects: thousands of those would have the garbage collector look at everything there is
+        rows: list[tuple[str, bytes]] = []
         for number, tenant in enumerate(self._tenants(self.dispatcher.clock())):
-            rows.append(tenant.document())
+            rows.append((tenant.id, msgspec.json.encode(tenant.document())))
             if number % ROWS_AT_A_TIME == 0:
                 await asyncio.sleep(0)
-        rows.sort(key=itemgetter("id"))
-        return msgspec.json.encode(self._state([]).document() | {"tenants": rows})
+        rows.sort()
+        tenants = [msgspec.Raw(row) for _, row in rows]
+        return msgspec.json.encode(self._state([]).document() | {"tenants": tenants})
 
     def _state(self, tenants: list[TenantState]) -> SidecarState:
         dispatcher, held = self.dispatcher, self.store.held
