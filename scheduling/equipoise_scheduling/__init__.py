@@ -15,8 +15,9 @@ Symbols
 Parts, each along one axis
     contract, request   what every scheduler is asked and told, and the one life of a request
     base, books         the frame of a scheduler, and the bookkeeping that survives a change of algorithm
-    tenant_queue        how a tenant's requests wait (by arrival number)
-    choice              whom is served (least key, lazily kept)
+    tenant_queue, deadline_queue    how a tenant's requests wait: by arrival number, by deadline
+    choice, band        whom is served: the least key, lazily kept; the most urgent within a band of a counter
+    pace                seconds a prompt token and a step take at present
     counters            what is counted: charge, settle, refund and lift, exact in integers
     cost, prediction    what a request costs, how long its output is expected to be
     features, mixture, experts  what a body shows, and a mixture of experts that learns what it means
