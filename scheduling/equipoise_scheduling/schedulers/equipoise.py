@@ -88,9 +88,9 @@ class Equipoise(VTC):
     goes on from. If g joins later, at j, it is lifted to V(j) >= V(s), hence c_f(s-) <= c_g(j) + B; a tenant that is back
     by an undone dispatch is not lifted, and by how much it is below the highest least counter seen is R. A tenant that
     is lifted above the least counter is lifted by X at most, so what it had in flight then keeps within E as well. X is
-    the refund outstanding: g was at V or above when V last rose to a least counter, so only refunds to g can have taken
-    it below, and the dispatches since chose others over it: X <= P/w_g. With B = 0, V follows the least counter down
-    and E = 0.
+    the refund outstanding: V never rises above the counter of a backlogged g, so only a refund to g can take it below, and
+    that by no more than g had charged and undelivered: X <= P/w_g, unless g is back by an undone dispatch. With B = 0, V
+    follows the least counter down and E = 0.
 
     O(log n) amortised a dispatch, arrival or end in tenants and queued requests, O(1) a token.
     """
