@@ -20,6 +20,11 @@ OVERDUE = 2
 """What the place of an overdue request begins with: those of the others begin with less."""
 
 
+def patient(request: Request) -> bool:
+    """Say whether a request has no SLO, so that its deadline is only where it stands."""
+    return request.ttft_budget is None and request.e2e_budget is None
+
+
 class TimedQueue(TenantQueue):
     """A tenant's requests, each overdue or not. A request is overdue from `expire` until it leaves or is moved."""
 
@@ -47,16 +52,21 @@ class TimedQueue(TenantQueue):
 
 
 class DeadlineQueue(TimedQueue):
-    """By place, the overdue ones last. Every change is O(log n) amortised."""
+    """By place, the overdue ones last; every change is O(log n) amortised.
 
-    __slots__ = ("_cost", "_heap", "_late", "_living", "_order", "_overdue", "_places")
+    Patient requests, those without an SLO, stand in a line of their own that being overdue does not change: nothing is
+    lost when their deadline passes, so none of them goes before an older one because of it.
+    """
+
+    __slots__ = ("_cost", "_late", "_lines", "_living", "_order", "_overdue", "_places")
 
     def __init__(self, order: Order) -> None:
         self._order = order
         self._living: dict[int, tuple[Request, float]] = {}
         """By arrival number, with the expected cost."""
         self._places: dict[int, Place] = {}
-        self._heap: list[tuple[Place, int]] = []
+        self._lines: tuple[list[tuple[Place, int]], list[tuple[Place, int]]] = ([], [])
+        """Requests with an SLO, and patient ones."""
         self._late: list[int] = []
         self._overdue: set[int] = set()
         self._cost = 0.0
@@ -79,7 +89,7 @@ class DeadlineQueue(TimedQueue):
     @override
     def move(self, request: Request) -> None:
         self._overdue.discard(request.number)
-        self._put(request.number, self._order(request))
+        self._put(request, self._order(request))
 
     @override
     def expire(self, request: Request) -> None:
@@ -87,11 +97,12 @@ class DeadlineQueue(TimedQueue):
         if number not in self._overdue:
             self._overdue.add(number)
             heappush(self._late, number)
-            self._put(number, (OVERDUE, *self._places[number][1:]))
+            if not patient(request):
+                self._put(request, (OVERDUE, *self._places[number][1:]))
 
-    def _put(self, number: int, place: Place) -> None:
-        self._places[number] = place
-        heappush(self._heap, (place, number))
+    def _put(self, request: Request, place: Place) -> None:
+        self._places[request.number] = place
+        heappush(self._lines[patient(request)], (place, request.number))
 
     @override
     def late(self, request: Request) -> bool:
@@ -99,14 +110,26 @@ class DeadlineQueue(TimedQueue):
 
     @override
     def head(self) -> Request:
-        heap, places = self._heap, self._places
-        while places.get(heap[0][1]) != heap[0][0]:
-            heappop(heap)
-        return self._living[heap[0][1]][0]
+        return self._living[self._first()[1]][0]
 
     @override
     def place(self) -> Place:
-        return self._places[self.head().number]
+        return self._first()[0]
+
+    def _first(self) -> tuple[Place, int]:
+        firsts = [first for line in self._lines if (first := self._first_of(line)) is not None]
+        if not firsts:
+            raise IndexError("the queue is empty")
+        return min(firsts)
+
+    def _first_of(self, line: list[tuple[Place, int]]) -> tuple[Place, int] | None:
+        places = self._places
+        while line:
+            place, number = line[0]
+            if places.get(number) == place:
+                return ((OVERDUE, *place[1:]) if number in self._overdue else place), number
+            heappop(line)
+        return None
 
     @override
     def overdue(self) -> Request | None:
@@ -122,13 +145,15 @@ class DeadlineQueue(TimedQueue):
         self._overdue.discard(request.number)
         if not self._living:
             self._cost = 0.0
-            self._heap.clear()
-            self._late.clear()
-        elif len(self._heap) + len(self._late) > 3 * len(self._living) + 16:
-            self._heap = [(place, number) for number, place in self._places.items()]
-            self._late = list(self._overdue)
-            heapify(self._heap)
-            heapify(self._late)
+        if sum(map(len, self._lines)) + len(self._late) > 3 * len(self._living) + 16:
+            self._compact()
+
+    def _compact(self) -> None:
+        for line in self._lines:
+            line[:] = {entry for entry in line if self._places.get(entry[1]) == entry[0]}
+            heapify(line)
+        self._late = list(self._overdue)
+        heapify(self._late)
 
 
 class TimedFifoQueue(FifoQueue, TimedQueue):

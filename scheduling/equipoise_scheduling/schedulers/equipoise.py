@@ -12,7 +12,7 @@ from equipoise_scheduling.band import Band
 from equipoise_scheduling.books import Flight, Tenant
 from equipoise_scheduling.contract import SchedulerSettings, TenantSettings
 from equipoise_scheduling.counters import SCALE
-from equipoise_scheduling.deadline_queue import Alarms, DeadlineQueue, TimedFifoQueue, TimedQueue
+from equipoise_scheduling.deadline_queue import Alarms, DeadlineQueue, TimedFifoQueue, TimedQueue, patient
 from equipoise_scheduling.pace import Pace
 from equipoise_scheduling.request import Outcome, Request, Usage
 from equipoise_scheduling.schedulers.vtc import VTC
@@ -76,7 +76,8 @@ class Equipoise(VTC):
       predicted service time. It orders a tenant's own requests too (`ordering`).
     - **A deadline that cannot be kept** even by going at once gives way to a second one, 20 times the budget later: what
       has time yields to it, what is urgent does not. Who misses that too is *overdue* and goes behind all others; every
-      `overdue_every`-th dispatch goes to the oldest overdue request among the candidates, so none starves.
+      `overdue_every`-th dispatch goes to the oldest overdue request among the candidates, so none starves. Requests
+      without an SLO have no second deadline, and being overdue does not change their order among themselves.
     - **Skipping**: where the chosen head does not fit, up to `skips` other candidates' heads are tried, the least
       counter's always among them. Who is served meanwhile stops at V + B, so the engine drains for a big head.
 
@@ -192,7 +193,7 @@ class Equipoise(VTC):
         for request in self._alarms.passed(now, self.books.waiting):
             if self.books.interactions.begun(request):
                 continue
-            if request.id in self._missed:
+            if patient(request) or request.id in self._missed:
                 self._queue(request.tenant).expire(request)
             else:
                 self._missed.add(request.id)

@@ -170,6 +170,14 @@ class TestMissedDeadlines:
         send(scheduler, "has time", "a", now=50.0, ttft_budget=60.0)
         assert served(scheduler, 50.0) == ["has time", "overdue", "overdue too"]
 
+    def test_without_an_slo_keep_the_order_of_deadlines_and_yield_to_slos_that_can_be_kept(self):
+        scheduler = equipoise(prediction=PredictionSettings(prior_tokens=10))
+        for number in range(3):
+            send(scheduler, f"old{number}", "a", now=float(number))
+        send(scheduler, "fresh", "a", now=50.0)
+        send(scheduler, "chat", "a", now=50.0, ttft_budget=60.0)
+        assert served(scheduler, 50.0) == ["chat", "old0", "old1", "old2", "fresh"]
+
     def test_oldest_overdue_gets_every_fifth_dispatch(self):
         scheduler = equipoise(band=100_000)
         for number in range(3):
