@@ -47,8 +47,8 @@ class TimedQueue(TenantQueue):
         """Return the request to go first of those that are overdue, if one may go."""
 
     @abstractmethod
-    def place(self) -> Place:
-        """Return where the head stands among other queues' heads. IndexError when the queue is empty."""
+    def first(self) -> tuple[Place, int]:
+        """Return where the head stands among other queues' heads, and its arrival number. IndexError when empty."""
 
 
 class DeadlineQueue(TimedQueue):
@@ -110,17 +110,17 @@ class DeadlineQueue(TimedQueue):
 
     @override
     def head(self) -> Request:
-        return self._living[self._first()[1]][0]
+        return self._living[self.first()[1]][0]
 
     @override
-    def place(self) -> Place:
-        return self._first()[0]
-
-    def _first(self) -> tuple[Place, int]:
-        firsts = [first for line in self._lines if (first := self._first_of(line)) is not None]
-        if not firsts:
-            raise IndexError("the queue is empty")
-        return min(firsts)
+    def first(self) -> tuple[Place, int]:
+        aimed, waiting = (self._first_of(line) if line else None for line in self._lines)
+        if aimed is None or waiting is None:
+            first = aimed or waiting
+            if first is None:
+                raise IndexError("the queue is empty")
+            return first
+        return min(aimed, waiting)
 
     def _first_of(self, line: list[tuple[Place, int]]) -> tuple[Place, int] | None:
         places = self._places
@@ -180,10 +180,10 @@ class TimedFifoQueue(FifoQueue, TimedQueue):
         self._overdue.discard(request.number)
 
     @override
-    def place(self) -> Place:
+    def first(self) -> tuple[Place, int]:
         head = self.head()
         place = self._order(head)
-        return (OVERDUE, *place[1:]) if self.late(head) else place
+        return ((OVERDUE, *place[1:]) if self.late(head) else place), head.number
 
     @override
     def late(self, request: Request) -> bool:

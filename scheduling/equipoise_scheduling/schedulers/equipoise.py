@@ -182,8 +182,8 @@ class Equipoise(VTC):
         return queue
 
     def _urgency(self, name: str) -> tuple[int, ...]:
-        queue = self._queue(name)
-        return (*queue.place(), self._accounts[name].value, queue.head().number)
+        place, number = self._queue(name).first()
+        return (*place, self._accounts[name].value, number)
 
     def _longest_overdue(self, name: str) -> int | None:
         request = self._queue(name).overdue()

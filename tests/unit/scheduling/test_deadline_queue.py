@@ -50,7 +50,8 @@ def test_head_and_oldest_overdue_are_those_of_a_sorted_list_whatever_happens():
             head = min(heads, key=lambda r: (r.number in late, int(r.deadline), r.number))
             assert queue.head() is head
             assert queue.late(head) == (head.number in late)
-            assert queue.place() == (OVERDUE if head.number in late else 1, int(head.deadline), 0)
+            place = (OVERDUE if head.number in late else 1, int(head.deadline), 0)
+            assert queue.first() == (place, head.number)
     with pytest.raises(IndexError):
         DeadlineQueue(by_deadline).head()
 
@@ -74,9 +75,9 @@ def test_by_arrival_only_a_head_that_is_overdue_is():
         request.number = number
         queue.push(request, 1.0)
     queue.expire(second)
-    assert (queue.head(), queue.overdue(), queue.place()) == (first, None, (1, 9, 0))
+    assert (queue.head(), queue.overdue(), queue.first()) == (first, None, ((1, 9, 0), 0))
     queue.remove(first)
-    assert (queue.head(), queue.overdue(), queue.place()) == (second, second, (OVERDUE, 1, 0))
+    assert (queue.head(), queue.overdue(), queue.first()) == (second, second, ((OVERDUE, 1, 0), 1))
     queue.move(second)
     assert queue.overdue() is None
 
