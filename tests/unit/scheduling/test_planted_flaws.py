@@ -127,7 +127,7 @@ FLAWS = [
     (FreeCancel, "cancelling_late_is_not_free"),
     (WeightsIgnored, "equal_requests_are_served_by_weight"),
     (ChargeKeptOnRequeue, "busy_engine_puts_a_request_back_as_if_it_had_never_left"),
-    (BandWithoutBound, "who_sends_ten_times_as_much_gets_no_more"),
+    (BandWithoutBound, "long_and_short_requests_get_the_same_tokens"),
     (CreditWithoutBound, "credit_of_the_past_runs_out"),
     (EndlessOvertaking, "steady_stream_of_better_ones_passes_nobody_for_ever"),
     (TurnsSavedUp, "idle_tenant_banks_nothing"),
