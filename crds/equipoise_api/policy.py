@@ -149,7 +149,7 @@ class EquipoiseParameters(ApiModel):
     stretch: Annotated[int, Field(ge=0, le=1000)] = 5
     """Deadline of a request without SLO: its expected service time, times this, after its arrival; 0: its arrival."""
     overdue_every: Annotated[int, Field(ge=2, le=1000)] = 5
-    """Every how many dispatches the oldest request that missed its deadline goes first; the others go last."""
+    """Every how many dispatches, while one waits, the oldest request that missed its second deadline goes first; the others of these go last."""
     skips: Annotated[int, Field(ge=0, le=64)] = 4
     """Heads inside the band that are tried when the chosen one does not fit."""
 
@@ -243,7 +243,7 @@ class Capacity(ApiModel):
     kv_utilisation_percent: Annotated[int, Field(ge=50, le=100)] = 95
     """Share of the KV cache that may be planned with; preemptions lower it for a while."""
     headroom_percent: Annotated[int, Field(ge=0, le=50)] = 5
-    """Share of the KV cache kept free of requests whose deadline is more than ten seconds away, so that an urgent one finds room at once."""
+    """Share of the KV cache kept for requests with an SLO of ten seconds or less, while such come, so that they find room at once."""
     kv_tokens: Annotated[int, Field(ge=128, le=1_000_000_000)] | None = None
     """Size of the KV cache in tokens; left out, the engine's metrics say it."""
     inter_token_milliseconds: Annotated[int, Field(ge=1, le=60_000)] | None = None

@@ -261,10 +261,6 @@ class TenantScheduler(Scheduler):
             # What it was delivered so far is part of the history, and of the charge that follows: once is enough.
             name = flight.tenant.name
             history[name] = max(0.0, history.get(name, 0.0) - flight.delivered / flight.weight)
-        for flight in self.books.flights.values():
-            # What it was delivered so far is part of the history, and of the charge that follows: once is enough.
-            name = flight.tenant.name
-            history[name] = max(0.0, history.get(name, 0.0) - flight.delivered / flight.weight)
         self._take_over(history)
         for flight in self.books.flights.values():
             flight.recharge(ahead=self._ahead())
