@@ -7,7 +7,7 @@ after the *start* of the last renewal that succeeded. That instant is compared w
 stopped, so a leader that wakes after SIGSTOP knows before it does anything that its time is over. Successors wait
 `duration` seconds; what a leader has begun must end within the difference.
 
-Where somebody deletes the Lease its holder takes it again, and candidates that saw it wait as if it were there. One that
+Where somebody deletes the Lease its holder takes it again, and candidates that ever saw it wait as if it were held. One that
 starts in that moment does not know better: for a renewal's time there may be two, of which sidecars refuse the lower epoch.
 """
 
@@ -187,7 +187,11 @@ class Leader:
         seen = self._seen
         # The same pod's name: a container restarts only after its former process has ended.
         ours = seen.holder.rpartition("_")[0] == self._candidate
-        if seen.holder and not ours and self._clock() - self._seen_at <= seen.duration:
+        held, duration = bool(seen.holder), seen.duration
+        if lease is None and seen.epoch:
+            # Released when we saw it last, and maybe taken by another before it was deleted.
+            held, duration = True, self.timing.duration
+        if held and not ours and self._clock() - self._seen_at <= duration:
             return False
         if lease is None:
             return await self._create(seen.epoch + 1)

@@ -9,7 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from equipoise_operator.kube import ApiUnreachableError
-from equipoise_operator.leader import HIGHEST_EPOCH, Leader, LeadershipLostError, NotLeadingError, Timing
+from equipoise_operator.leader import (
+    HIGHEST_EPOCH,
+    Leader,
+    LeadershipLostError,
+    NotLeadingError,
+    Timing,
+    _record,
+)
 
 pytestmark = pytest.mark.looptime
 LEASE = "/apis/coordination.k8s.io/v1/namespaces/platform/leases/operator"
@@ -219,6 +226,21 @@ async def test_a_deleted_lease_is_taken_again_in_a_new_term(api):
     keeping.cancel()
 
 
+async def test_a_lease_that_was_released_taken_and_deleted_between_two_looks_is_not_taken_for_free(api):
+    first, second, third = (candidate(api, name) for name in "abc")
+    await first.campaign()
+    assert not await third._try_acquire()
+    await first.release()
+    released = api.objects[LEASE]
+    await second.campaign()
+    third._observe(_record(released["spec"], third.timing))  # a look just before the second took it
+    del api.objects[LEASE]
+    started = now()
+    await third.campaign()
+    assert now() - started >= third.timing.duration
+    assert not second.leads()
+
+
 async def test_a_write_whose_answer_was_lost_is_found_again(api):
     leader = candidate(api, "a")
     await leader.campaign()
@@ -360,6 +382,7 @@ async def _happen(event, api, links, present, *, number):
         link.mended.set()
     elif event == "release" and leader is not None and not link.cut:
         await leader.release()
+        await asyncio.sleep(3)  # its process ends, and a new one looks at the Lease
     elif event == "delete the lease" and all(each and each.epoch + each._seen.epoch for each in present):
         # Once all have seen it, and its holder can take it again: see the module's last paragraph.
         holders = [way for way, each in zip(links, present, strict=True) if each.leads()]
