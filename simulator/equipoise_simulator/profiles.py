@@ -36,6 +36,9 @@ class Profile:
     max_model_len: int = 4_096
     latency: float = 0.0
     """Seconds of a request's way to the engine and of its first token back, which no step shows."""
+    plans_ahead: bool = False
+    """The engine begins its next step before a proxy can have heard of the last one's ends: what takes their place joins
+    one step later."""
     loop: Literal["vllm", "artifact"] = "vllm"
     """How steps are made up in a simulation: vLLM's chunked prefill, or the VTC artifact's (see `artifact_engine`)."""
 
@@ -94,16 +97,20 @@ class Profile:
                         f"a profile needs {field.name}; it has {', '.join(map(str, data)) or 'nothing'}"
                     )
                 continue
-            value, text = data[field.name], field.name in {"name", "loop"}
-            wanted: tuple[type, ...] = (str,) if text else (int, float) if field.name in _COSTS else (int,)
-            if not isinstance(value, wanted) or isinstance(value, bool):
-                kind = "a text" if text else "a number" if field.name in _COSTS else "a whole number"
+            value = data[field.name]
+            wanted, kind = _KINDS.get(field.name, ((int,), "a whole number"))
+            if not isinstance(value, wanted) or (isinstance(value, bool) and bool not in wanted):
                 raise ValueError(f"profile: {field.name}={value!r} must be {kind}")  # noqa: TRY004 - bad input
             values[field.name] = value
         return cls(**values)
 
 
-_COSTS = ("a0", "a1", "a2", "a3", "latency")
+_KINDS: dict[str, tuple[tuple[type, ...], str]] = {
+    "name": ((str,), "a text"),
+    "loop": ((str,), "a text"),
+    "plans_ahead": ((bool,), "true or false"),
+    **dict.fromkeys(("a0", "a1", "a2", "a3", "latency"), ((int, float), "a number")),
+}
 _NEEDED = ("name", "a0", "a1", "a2", "a3")
 
 

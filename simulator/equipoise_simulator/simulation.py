@@ -137,6 +137,8 @@ class _Run:
         self.bounded = self.gate_name not in {"open", "prompt"}
         """Whether outputs to come are limited, without which no bound is published."""
         self.busy = self.work = 0.0
+        self._handed: list[Sequence] = []
+        """Dispatched, and too late for the step that begins."""
         self.now = 0.0
         self._progress = progress
         self._synced = -1.0
@@ -166,7 +168,13 @@ class _Run:
             if scheduler.queued and (artifact is None or artifact.open):
                 self._dispatch()
             until = self._next_event()
-            step = engine.begin(now, until=now if artifact and artifact.open and scheduler.queued else until)
+            handed, self._handed = self._handed, []
+            one_step = handed or (artifact and artifact.open and scheduler.queued)
+            step = engine.begin(now, until=now if one_step else until)
+            for sequence in handed:
+                engine.add(sequence)
+            if step is None and handed:
+                step = engine.begin(now, until=until)
             if step is not None:
                 dispatched = self.now = step.ends
                 self._deliver(engine.finish())
@@ -330,7 +338,10 @@ class _Run:
                 arrival=now,
                 owner=record,
             )
-            engine.add(record.sequence)
+            if self.profile.plans_ahead:
+                self._handed.append(record.sequence)
+            else:
+                engine.add(record.sequence)
         self._collect_refused()
 
     def _collect_refused(self) -> None:

@@ -50,6 +50,7 @@ async def calibrate(
         a2=found.a2,
         a3=found.a3,
         latency=found.latency,
+        plans_ahead=True,
         kv_tokens=sizes.kv_tokens,
         block_size=sizes.block_size,
         max_num_seqs=widest,
