@@ -241,9 +241,9 @@ def report(
     rows: list[tuple[str, Figures, Figures]], made: Calibration, facts: dict[str, str], name: str
 ) -> str:
     """Write the comparison in Markdown."""
-    profile, errors = (
-        made.profile,
-        ", ".join(f"{kind} {error:.1%}" for kind, error in made.fit.errors.items()),
+    profile = made.profile
+    errors = ", ".join(
+        f"{kind} {error:.1%} (mean {made.fit.biases[kind]:+.1%})" for kind, error in made.fit.errors.items()
     )
     lines = [
         "# Does the simulator predict a real engine?",

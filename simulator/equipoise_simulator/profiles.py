@@ -100,7 +100,7 @@ class Profile:
             value = data[field.name]
             wanted, kind = _KINDS.get(field.name, ((int,), "a whole number"))
             if not isinstance(value, wanted) or (isinstance(value, bool) and bool not in wanted):
-                raise ValueError(f"profile: {field.name}={value!r} must be {kind}")  # noqa: TRY004 - bad input
+                raise ValueError(f"profile: {field.name}={value!r} must be {kind}")
             values[field.name] = value
         return cls(**values)
 

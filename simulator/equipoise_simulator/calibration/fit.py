@@ -7,6 +7,7 @@ Latency is what no step shows: the way of a request to the engine and of its fir
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 Kind = Literal["decode", "mixed", "first"]
+KINDS: tuple[Kind, ...] = ("decode", "mixed", "first")
 
 NOISE = 0.05
 """Relative error from which on an observation is taken for disturbed, and counts linearly instead of squared."""
@@ -46,6 +48,8 @@ class Fit:
     latency: float
     errors: dict[Kind, float]
     """Median absolute error relative to the observation, by kind."""
+    biases: dict[Kind, float]
+    """Mean error relative to the observation, by kind: above 0 where the fit expects more than was seen."""
 
     def predict(self, seen: Observation) -> float:
         """Return the seconds that the fit expects."""
@@ -65,9 +69,12 @@ def _row(seen: Observation) -> np.ndarray:
 
 
 def fit(observations: Sequence[Observation]) -> Fit:
-    """Fit non-negative coefficients by relative error, robustly. ValueError with too few kinds of observations."""
+    """Fit non-negative coefficients by relative error, robustly, every kind of observation counting as much as another.
+
+    ValueError with too few kinds of observations.
+    """
     kinds = {seen.kind for seen in observations}
-    if kinds != {"decode", "mixed", "first"} or len(observations) < 8:
+    if kinds != set(KINDS) or len(observations) < 8:
         raise ValueError(
             f"{len(observations)} observations of {', '.join(sorted(kinds)) or 'nothing'} do not tell the costs apart"
         )
@@ -77,16 +84,21 @@ def fit(observations: Sequence[Observation]) -> Fit:
     scale = np.abs(relative).max(axis=0)
     scale[scale == 0] = 1.0
     matrix = relative / scale
+    counts = Counter(seen.kind for seen in observations)
+    weight = np.sqrt([len(observations) / (len(counts) * counts[seen.kind]) for seen in observations])
     start = np.clip(np.linalg.lstsq(matrix, np.ones(len(seconds)), rcond=None)[0], 1e-6, None)
     found = least_squares(
-        lambda values: matrix @ values - 1.0, start, bounds=(0, np.inf), loss="soft_l1", f_scale=NOISE
+        lambda values: weight * (matrix @ values - 1.0),
+        start,
+        bounds=(0, np.inf),
+        loss="soft_l1",
+        f_scale=NOISE,
     )
     a0, a1, a2, a3, latency = (float(value) for value in found.x / scale)
-    off = np.abs(matrix @ found.x - 1.0)
-    errors: dict[Kind, float] = {
-        kind: float(
-            np.median([error for error, seen in zip(off, observations, strict=True) if seen.kind == kind])
-        )
-        for kind in ("decode", "mixed", "first")
-    }
-    return Fit(max(a0, 1e-9), a1, a2, a3, latency, errors)
+    off = matrix @ found.x - 1.0
+    errors: dict[Kind, float] = {}
+    biases: dict[Kind, float] = {}
+    for kind in KINDS:
+        these = np.array([error for error, seen in zip(off, observations, strict=True) if seen.kind == kind])
+        errors[kind], biases[kind] = float(np.median(np.abs(these))), float(np.mean(these))
+    return Fit(max(a0, 1e-9), a1, a2, a3, latency, errors, biases)

@@ -169,7 +169,8 @@ class Probe:
             for prompt in _prompts(sizes, max_batched):
                 seen.append(await self._first(sizes.model, prompt))
                 self._tell(f"a prompt of {prompt} tokens: first token after {seen[-1].seconds * 1e3:.1f} ms")
-                seen += await self._mixed(sizes, prompt, min(4, widest - 1))
+                for sequences in sorted({min(4, widest - 1), widest - 1}):
+                    seen += await self._mixed(sizes, prompt, sequences)
         return seen
 
     async def _decode(self, model: str, sequences: int, prompt: int) -> list[Observation]:
