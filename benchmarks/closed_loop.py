@@ -27,6 +27,7 @@ from benchmarks.sidecar import Account, configuration, running, start
 from rich.console import Console
 
 from equipoise_api.policy import AlgorithmType, Capacity
+from equipoise_api.sidecar_config import SidecarConfig
 from equipoise_cluster.ports import choose
 from equipoise_cluster.vllm import VERSION, Vllm
 from equipoise_scheduling.measures import ServiceSeries, service_difference, summary
@@ -207,8 +208,8 @@ def predicted(load: Workload, algorithm: AlgorithmType, profile: Profile) -> Fig
 
 
 @contextmanager
-def engine(folder: Path, *, stand_in: bool) -> Iterator[tuple[str, str | None]]:
-    """Start the engine; gives its address for a sidecar, and its socket."""
+def engine(folder: Path, *, stand_in: bool) -> Iterator[str]:
+    """Start the engine; gives its address for a sidecar."""
     if stand_in:
         (port,) = choose(1)
         url = f"http://127.0.0.1:{port}"
@@ -224,7 +225,7 @@ def engine(folder: Path, *, stand_in: bool) -> Iterator[tuple[str, str | None]]:
         ]
         command = [str(Path(sys.executable).with_name("equipoise")), "engine", "--port", str(port)]
         with running([*command, *map(str, options)], folder / "engine.log", f"{url}/health"):
-            yield url, None
+            yield url
         return
     socket = folder / "vllm.sock"
     with Vllm.start(
@@ -234,7 +235,7 @@ def engine(folder: Path, *, stand_in: bool) -> Iterator[tuple[str, str | None]]:
         max_model_len=CONTEXT,
         kv_tokens=KV_TOKENS,
     ):
-        yield f"unix:{socket}", str(socket)
+        yield f"unix:{socket}"
 
 
 def report(
@@ -300,18 +301,19 @@ def main() -> None:
     rows: list[tuple[str, Figures, Figures]] = []
     with (
         tempfile.TemporaryDirectory() as place,
-        engine(Path(place), stand_in=arguments.stand_in) as (url, uds),
+        engine(Path(place), stand_in=arguments.stand_in) as url,
     ):
-        made = asyncio.run(
-            calibrate(
-                "http://engine" if uds else url,
-                uds=uds,
-                name="vllm-cpu",
-                max_num_seqs=SEQUENCES,
-                max_num_batched_tokens=CONTEXT,
-                tell=console.print,
+        # As it will be used: behind a sidecar, which shares the engine's cores here.
+        with start(url, SidecarConfig(), Path(place)) as sidecar:
+            made = asyncio.run(
+                calibrate(
+                    sidecar.url,
+                    name="vllm-cpu",
+                    max_num_seqs=SEQUENCES,
+                    max_num_batched_tokens=CONTEXT,
+                    tell=console.print,
+                )
             )
-        )
         load = workload(made.profile, arguments.seed)
         accounts = {name: Account(f"team/{name}") for name in load.tenants}
         for algorithm in arguments.scheduler or ["FCFS", "VTC"]:

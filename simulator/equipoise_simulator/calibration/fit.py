@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-from scipy.optimize import least_squares
+from scipy.optimize import least_squares, nnls
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -86,7 +86,8 @@ def fit(observations: Sequence[Observation]) -> Fit:
     matrix = relative / scale
     counts = Counter(seen.kind for seen in observations)
     weight = np.sqrt([len(observations) / (len(counts) * counts[seen.kind]) for seen in observations])
-    start = np.clip(np.linalg.lstsq(matrix, np.ones(len(seconds)), rcond=None)[0], 1e-6, None)
+    # A robust loss has a valley at zero as well, where every prediction is off by its whole: begin at the plain optimum.
+    start = np.clip(nnls(weight[:, None] * matrix, weight)[0], 1e-9, None)
     found = least_squares(
         lambda values: weight * (matrix @ values - 1.0),
         start,

@@ -51,6 +51,13 @@ def test_noise_shows_in_the_errors():
         assert it.predict(seen) == pytest.approx(seen.seconds, rel=0.05)
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_a_noisy_machine_does_not_drive_the_fit_to_nothing(seed):
+    it = fit(observed(noise=0.4, seed=seed))
+    assert max(it.errors.values()) < 0.5
+    assert it.a0 + 500 * it.a1 == pytest.approx(TRUE[0] + 500 * TRUE[1], rel=0.4)
+
+
 def test_no_coefficient_is_negative():
     rows = [Observation("decode", 0, n, 100, 0.03 - 0.001 * n) for n in (1, 2, 3, 4)]
     rows += [Observation("mixed", p, 2, 100, 0.03) for p in (16, 32, 64)]
