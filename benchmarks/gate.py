@@ -1,6 +1,6 @@
 """Gates, and what preemptions do to L, in the simulator: throughput, time to the first token, tokens computed again.
 
-    .venv/bin/python -m benchmarks.gate --trace ../shared/data/arena_27_clients.csv    writes benchmarks/results/gate.{md,json}
+    .venv/bin/python -m benchmarks.gate --trace arena_27_clients.csv    writes benchmarks/results/gate.{md,json}
 
 Deterministic: the same figures on every machine. About half a minute.
 """

@@ -12,7 +12,7 @@ from equipoise_simulator.traces import read_trace
 from equipoise_simulator.workload import Workload, from_trace
 
 GATES: tuple[GateName, ...] = ("reserve", "prompt", "peak")
-CONTENDERS = ("VTC:average", "VTC:mixture", "Equinox:average", "Equinox:mixture")
+CONTENDERS = ("VTC:average", "Equinox:mixture")
 AZURE_SECONDS = 600.0
 AZURE_TENANTS = 8
 

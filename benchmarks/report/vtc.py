@@ -34,7 +34,7 @@ SUITES = (
     "dist_shift",
     "overload_weighted",
 )
-SUITE_CONTENDERS = ("FCFS", "LCF", "DRR", "RoundRobin", "VTC:none", "VTC:oracle", "Equipoise:oracle")
+SUITE_CONTENDERS = ("FCFS", "DRR", "VTC:none", "VTC:oracle", "Equipoise:oracle")
 
 
 def _real(inputs: Inputs, contender: str) -> Run:

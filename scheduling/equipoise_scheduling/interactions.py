@@ -77,6 +77,11 @@ class Interactions:
         interaction = self._find(request)
         return interaction is not None and interaction.calls > 0
 
+    def changes(self, request: Request) -> bool:
+        """Say whether a dispatch of the request's interaction, or its undoing, can still change what has begun."""
+        interaction = self._find(request)
+        return interaction is not None and interaction.calls <= MOST_PREFERRED
+
     def waiting(self, request: Request) -> list[Request]:
         """Return the queued calls of the request's interaction, by arrival."""
         interaction = self._find(request)

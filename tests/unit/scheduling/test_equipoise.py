@@ -413,3 +413,21 @@ def test_history_of_vtc_is_its_own():
     finish(old, drain(old), 5)
     new = carry_over(old, equipoise(), 1.0)
     assert {row.tenant: row.counter for row in new.shares(1.0)} == {"a": 110}
+
+
+def test_one_endless_interaction_does_not_cost_each_dispatch_a_look_at_all_that_waits(monkeypatch):
+    looks = 0
+    watch = Equipoise._watch
+
+    def count(self, request):
+        nonlocal looks
+        looks += 1
+        watch(self, request)
+
+    scheduler = equipoise()
+    waiting = 600
+    for number in range(waiting):
+        send(scheduler, str(number), "a", interaction="endless", call_index=2)
+    monkeypatch.setattr(Equipoise, "_watch", count)
+    assert len(served(scheduler)) == waiting
+    assert looks <= 66 * waiting
