@@ -70,7 +70,9 @@ def test_never_idle_while_somebody_fits(algorithm, ops, gate):
             return False
 
         assert scheduler.next(chaos.now, fits) is None
-        assert len(asked) == 1 or algorithm in BY_DEADLINE, "the head is offered to the gate, and only the head"
+        assert len(asked) == 1 or algorithm in BY_DEADLINE, (
+            "the head is offered to the gate, and only the head"
+        )
         assert len(asked) == len({request.tenant for request in asked}), "one request a tenant"
         head = asked[0]
         assert scheduler.next(chaos.now, lambda _: True) is head

@@ -76,7 +76,9 @@ async def test_whatever_happens_each_request_ends_once_and_nothing_stays_held(se
                 await asyncio.sleep(0.01)
         outcomes = way.outcomes()
         assert sum(outcomes.values()) <= REQUESTS
-        assert {"finished", "failed", "cancelled"} <= set(outcomes)  # how many of each is the machine's matter
+        assert {"finished", "failed", "cancelled"} <= set(
+            outcomes
+        )  # how many of each is the machine's matter
         account = way.dispatcher.accounting.get("default")
         assert (account.queued, account.running) == (0, 0)
         done.set()
