@@ -2,13 +2,11 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import floor
 from typing import Any, ClassVar, Self
 
 from typing_extensions import override
 
 from equipoise_api.policy import Algorithm, EquinoxParameters
-from equipoise_scheduling.base import TenantScheduler
 from equipoise_scheduling.books import Flight, Tenant
 from equipoise_scheduling.contract import Bound, SchedulerSettings
 from equipoise_scheduling.counter_bound import CounterWatch
@@ -16,6 +14,7 @@ from equipoise_scheduling.counters import units
 from equipoise_scheduling.flight_load import FlightLoad
 from equipoise_scheduling.head_wait import HeadWait
 from equipoise_scheduling.holistic import UNIT, WHOLE, DualAccount, Dues
+from equipoise_scheduling.least_counter import LeastCounter
 from equipoise_scheduling.mapper import Load, MetricMapper
 from equipoise_scheduling.request import Outcome, Request, Usage
 
@@ -97,7 +96,7 @@ class _Trip:
         self.utilisation = 1.0
 
 
-class Equinox(TenantScheduler):
+class Equinox(LeastCounter[DualAccount]):
     """Serve the backlogged tenant with the least holistic fairness, HF.
 
     After Equinox (arXiv 2508.16646): dual counters, predicted and then settled. The paper's code is not public and its
@@ -128,14 +127,13 @@ class Equinox(TenantScheduler):
 
     algorithm = "Equinox"
     settings_type: ClassVar[type[SchedulerSettings]] = EquinoxSettings
+    unit = UNIT
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         """Take what TenantScheduler takes."""
         super().__init__(*args, **kwargs)
         self.mapper = MetricMapper()
         self.watch = CounterWatch()
-        self._accounts: dict[str, DualAccount] = {}
-        self._last_left: str | None = None
         self._trips: dict[str, _Trip] = {}
         self._heads = HeadWait()
         self._load = FlightLoad()
@@ -146,19 +144,9 @@ class Equinox(TenantScheduler):
         assert isinstance(settings, EquinoxSettings)
         return settings
 
-    def _account(self, name: str) -> DualAccount:
-        account = self._accounts.get(name)
-        if account is None:
-            account = self._accounts[name] = DualAccount()
-        return account
-
     @override
-    def _key(self, name: str) -> tuple[int, ...]:
-        return (self._accounts[name].value, self.books.tenants[name].queue.head().number)
-
-    @override
-    def _priority(self, name: str) -> int:
-        return floor(self._accounts[name].value / UNIT)
+    def _new_account(self) -> DualAccount:
+        return DualAccount()
 
     @override
     def _ahead(self) -> bool:
@@ -181,15 +169,6 @@ class Equinox(TenantScheduler):
 
     # -- lift
 
-    def _lift_level(self, name: str) -> int | None:
-        """Return the HF that the returning tenant `name` is lifted to."""
-        least = self.choice.least()
-        if least is not None:
-            return self._accounts[least].value
-        if self._last_left is None or self._last_left == name:
-            return None
-        return self._accounts[self._last_left].value
-
     @override
     def _joined(self, tenant: Tenant, now: float) -> None:
         account = self._account(tenant.name)
@@ -202,10 +181,6 @@ class Equinox(TenantScheduler):
     @override
     def _returned(self, tenant: Tenant) -> None:
         self.watch.joined(self._account(tenant.name).value / UNIT)
-
-    @override
-    def _left(self, tenant: Tenant) -> None:
-        self._last_left = tenant.name
 
     # -- predict, charge, settle
 
@@ -307,11 +282,6 @@ class Equinox(TenantScheduler):
     def bound(self, now: float) -> Bound | None:
         return self.watch.bound()
 
-    @override
-    def _counter(self, name: str) -> float | None:
-        account = self._accounts.get(name)
-        return 0.0 if account is None else account.value / UNIT
-
     def counters(self, name: str) -> tuple[float, float]:
         """Return UFC / U0 and RFC / R0 of a tenant, lifts included, each in typical requests over weight."""
         account = self._accounts.get(name, DualAccount())
@@ -319,13 +289,8 @@ class Equinox(TenantScheduler):
         return account.user / scale, account.resource / scale
 
     @override
-    def _forgettable(self, name: str) -> bool:
-        level = self._lift_level(name)
-        return name != self._last_left and self._account(name).value <= (0 if level is None else level)
-
-    @override
     def _forgotten(self, name: str) -> None:
-        self._accounts.pop(name, None)
+        super()._forgotten(name)
         self._heads.forget(name)
 
     def _settled_accounts(self) -> dict[str, DualAccount]:
@@ -351,11 +316,7 @@ class Equinox(TenantScheduler):
         self._accounts = {}
         for name, service in history.items():
             self._account(name).add_both(units(service * scale, 1.0))
-        serving = {flight.tenant.name for flight in self.books.flights.values()}
-        if serving:
-            self._last_left = min(serving, key=lambda name: (history.get(name, 0.0), name))
-        else:
-            self._last_left = max(history, key=lambda name: (history[name], name), default=None)
+        self._guess_last_left(history)
         self._watch_from_here()
 
     def _watch_from_here(self) -> None:
@@ -365,14 +326,13 @@ class Equinox(TenantScheduler):
 
     @override
     def _state(self) -> dict[str, Any]:
-        # After a restart nothing is queued any more: all that are backlogged leave, the least counter last.
         counters = {
             name: [account.value, account.user, account.resource]
             for name, account in self._settled_accounts().items()
         }
         return {
             "counters": counters,
-            "last_left": self.choice.least() or self._last_left,
+            "last_left": self._leaving_last(),
             "mapper": self.mapper.snapshot(),
         }
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import floor
 from typing import Any, ClassVar, Self
 
 from typing_extensions import override
@@ -13,6 +12,7 @@ from equipoise_scheduling.books import Flight, Tenant
 from equipoise_scheduling.bound import BoundWatch
 from equipoise_scheduling.contract import Bound, SchedulerSettings
 from equipoise_scheduling.counters import SCALE, Account, units
+from equipoise_scheduling.least_counter import LeastCounter
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +29,7 @@ class VTCSettings(SchedulerSettings):
         return cls(charge_predicted=parameters.charge == "Predicted", **common)
 
 
-class VTC(TenantScheduler):
+class VTC(LeastCounter[Account]):
     """Serve the backlogged tenant that has had the least weighted service.
 
     Source: Sheng et al., *Fairness in Serving Large Language Models* (arXiv 2401.00588, OSDI 2024): algorithm 2, with
@@ -52,23 +52,11 @@ class VTC(TenantScheduler):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         """Take what TenantScheduler takes."""
         super().__init__(*args, **kwargs)
-        self._accounts: dict[str, Account] = {}
-        self._last_left: str | None = None
         self.watch = BoundWatch()
 
-    def _account(self, name: str) -> Account:
-        account = self._accounts.get(name)
-        if account is None:
-            account = self._accounts[name] = Account()
-        return account
-
     @override
-    def _key(self, name: str) -> tuple[int, ...]:
-        return (self._accounts[name].value, self.books.tenants[name].queue.head().number)
-
-    @override
-    def _priority(self, name: str) -> int:
-        return floor(self._accounts[name].value / SCALE)
+    def _new_account(self) -> Account:
+        return Account()
 
     @override
     def _ahead(self) -> bool:
@@ -76,16 +64,6 @@ class VTC(TenantScheduler):
         return isinstance(settings, VTCSettings) and settings.charge_predicted
 
     # -- lift
-
-    def _lift_level(self, name: str) -> int | None:
-        """Return the counter that the returning tenant `name` is lifted to."""
-        least = self.choice.least()
-        if least is not None:
-            return self._accounts[least].value
-        # Its own counter would lift it over nobody, and only keep it from the refunds that are due to it.
-        if self._last_left is None or self._last_left == name:
-            return None
-        return self._accounts[self._last_left].value
 
     @override
     def _joined(self, tenant: Tenant, now: float) -> None:
@@ -103,7 +81,7 @@ class VTC(TenantScheduler):
 
     @override
     def _left(self, tenant: Tenant) -> None:
-        self._last_left = tenant.name
+        super()._left(tenant)
         self.watch.left(tenant.name)
 
     # -- charge, settle, refund
@@ -158,20 +136,6 @@ class VTC(TenantScheduler):
     def bound(self, now: float) -> Bound | None:
         return self.watch.bound()
 
-    @override
-    def _counter(self, name: str) -> float | None:
-        account = self._accounts.get(name)
-        return 0.0 if account is None else account.value / SCALE
-
-    @override
-    def _forgettable(self, name: str) -> bool:
-        level = self._lift_level(name)
-        return name != self._last_left and self._account(name).value <= (0 if level is None else level)
-
-    @override
-    def _forgotten(self, name: str) -> None:
-        self._accounts.pop(name, None)
-
     def _settled_accounts(self) -> dict[str, int]:
         """Return the counters as if each request in flight ended with what it has been delivered."""
         accounts = {name: account.copy() for name, account in self._accounts.items()}
@@ -186,12 +150,7 @@ class VTC(TenantScheduler):
     @override
     def _take_over(self, history: Mapping[str, float]) -> None:
         self._accounts = {name: Account(units(service, 1.0)) for name, service in history.items()}
-        # Nobody knows who left last: of those still served the one with the least service, else the one with the most.
-        serving = {flight.tenant.name for flight in self.books.flights.values()}
-        if serving:
-            self._last_left = min(serving, key=lambda name: (history.get(name, 0.0), name))
-        else:
-            self._last_left = max(history, key=lambda name: (history[name], name), default=None)
+        self._guess_last_left(history)
 
     @override
     def adopt(self, old: TenantScheduler, now: float) -> None:
@@ -204,9 +163,7 @@ class VTC(TenantScheduler):
 
     @override
     def _state(self) -> dict[str, Any]:
-        # After a restart nothing is queued any more: all that are backlogged leave, the least counter last.
-        last_left = self.choice.least() or self._last_left
-        return {"counters": self._settled_accounts(), "last_left": last_left}
+        return {"counters": self._settled_accounts(), "last_left": self._leaving_last()}
 
     @override
     def _restore_state(self, state: dict[str, Any]) -> None:
