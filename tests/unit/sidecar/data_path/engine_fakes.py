@@ -77,11 +77,15 @@ async def engine(script: Script, uds: Path | None = None) -> AsyncIterator[Engin
         yield it
     finally:
         server.close()
-        for connection in it.connections:
-            connection.writer.transport.abort()
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        for connection in it.connections:
+            connection.writer.close()
+            # One that was closed while it still had bytes to write, and has written them since, must not be aborted:
+            # its transport has forgotten its loop (CPython 3.11).
+            if connection.writer.transport.get_write_buffer_size():
+                connection.reset()
 
 
 def answer(body: bytes, status: bytes = b"200 OK", headers: bytes = b"") -> bytes:

@@ -332,6 +332,19 @@ async def test_the_engine_is_read_no_faster_than_the_client_reads():
         pool.close()
 
 
+async def test_an_engine_that_closed_with_bytes_unwritten_can_be_shut_down():
+    async def script(connection: Connection) -> None:
+        await connection.request()
+        connection.send(b"HTTP/1.1 200 OK\r\ncontent-length: 50000000\r\n\r\n" + b"x" * 50_000_000)
+
+    async with engine(script) as it:
+        pool = pool_to(it)
+        connection = await pool.exchange(REQUEST)
+        assert len(await whole(connection)) == 50_000_000
+        await asyncio.gather(*(served.left() for served in it.connections))
+        pool.close()
+
+
 def parsed(data: list[bytes]) -> tuple[int, list[tuple[bytes, bytes]], bytes, bool]:
     connection = EngineConnection()
     connection.connection_made(FakeTransport())
