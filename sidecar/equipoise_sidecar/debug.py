@@ -122,9 +122,9 @@ def _expires_in(dispatcher: Dispatcher, ticket: Ticket, now: float) -> float | N
 
 def _why_head_waits(dispatcher: Dispatcher, ticket: Ticket, now: float) -> str:
     scheduler, gate = dispatcher.scheduler, dispatcher.capacity.gate
-    if dispatcher.engine_reachable is False:
+    if dispatcher.availability.reachable is False:
         return "the engine cannot be reached"
-    if dispatcher.is_engine_busy:
+    if dispatcher.availability.pause is not None:
         return "the engine answered 503: next try within 100 ms"
     tenant = scheduler.books.tenants[ticket.tenant]
     if tenant.held:

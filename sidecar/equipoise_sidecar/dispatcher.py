@@ -34,6 +34,7 @@ from equipoise_sidecar.admission import (
     from_refusal,
     too_many_tokens,
 )
+from equipoise_sidecar.availability import Availability
 from equipoise_sidecar.capacity import Capacity
 from equipoise_sidecar.dcgm import Reading
 from equipoise_sidecar.engine.signals import EngineSignals
@@ -47,7 +48,6 @@ from equipoise_sidecar.promises import agreed
 from equipoise_sidecar.sizing import Sizing
 from equipoise_sidecar.ticket import Phase, Ticket
 
-BUSY_SECONDS = 0.1
 SCHEDULER_TICK_SECONDS = 1.0
 GPU_EXPORTER = "gpu_exporter"
 """In a snapshot."""
@@ -74,18 +74,12 @@ class Dispatcher:
         self.gpu = GpuTelemetry()
         self.shadows = Shadows(on_off=_log_shadow)
         self.draining = False
-        self.engine_reachable: bool | None = None
-        """None before the first try."""
+        self.availability = Availability(again=self._try_again)
         self.next_up: Request | None = None
         """Whom the scheduler chose last and the gate did not let go."""
-        self.times_busy = 0
-        """Requests that the engine would not take."""
-        self.engine_lost = asyncio.Event()
-        """Set when a request found nobody at the engine's address: look at once."""
         self._tickets: dict[str, Ticket] = {}
         self._names = itertools.count()
-        self._busy: asyncio.TimerHandle | None = None
-        self._idle: list[asyncio.Future[None]] = []
+        self._idle = asyncio.Event()
         self._history = History(self.sizing)
         self._interactions = Interactions()
         self._scheduler_ticked = -1.0
@@ -167,7 +161,8 @@ class Dispatcher:
 
     def _pump(self, now: float) -> None:
         """Dispatch whatever may go. Costs O(log n) a dispatch and one look at the gate."""
-        if self._busy is not None or (self.policy.enforce and not self.engine_reachable):
+        availability = self.availability
+        if availability.pause is not None or (self.policy.enforce and not availability.reachable):
             return
         scheduler, capacity = self.scheduler, self.capacity
         started: list[Request] = []
@@ -191,7 +186,7 @@ class Dispatcher:
         ticket.phase = Phase.IN_FLIGHT
         ticket.dispatched_at = now
         ticket.gpu_mark = self.gpu.mark(now)
-        self._disarm(ticket)
+        ticket.disarm()
         self.capacity.start(request, now)
         if ticket.facts.kind.generates:
             self.pace.started(request.sequences, now)
@@ -218,7 +213,7 @@ class Dispatcher:
         now = self.clock()
         if not reachable:
             self.engine_answers(reachable=False)
-            self.engine_lost.set()
+            self.availability.lost.set()
             if not self.policy.enforce:
                 verdict = self.admission.unreachable(self.scheduler.queued, now)
                 self._end(ticket, Outcome.FAILED, Usage(0, 0), now, verdict)
@@ -232,21 +227,15 @@ class Dispatcher:
         self.accounting[ticket.tenant].queued += 1
         self._arm_expiry(ticket, now)
         if reachable:
-            self.times_busy += 1
             self.capacity.busy(now)
-            if self._busy is None:
-                self._busy = asyncio.get_running_loop().call_later(BUSY_SECONDS, self._try_again)
+            self.availability.refused()
 
     def _try_again(self) -> None:
-        self._busy = None
         self._pump(self.clock())
 
     def engine_answers(self, *, reachable: bool) -> None:
         """Note whether anybody is at the engine's address."""
-        if self.engine_reachable is not reachable:
-            tell = log.info if reachable else log.warning
-            tell("engine reachable" if reachable else "engine unreachable")
-        self.engine_reachable = reachable
+        self.availability.answers(reachable=reachable)
         if reachable:
             self._pump(self.clock())
 
@@ -300,7 +289,7 @@ class Dispatcher:
         """Finalise: the one place where a ticket ends. Everything it held is free afterwards."""
         request, account = ticket.request, self.accounting[ticket.tenant]
         if ticket.phase is Phase.QUEUED:
-            self._disarm(ticket)
+            ticket.disarm()
             if request.outcome is None:
                 self.scheduler.cancel(request, now, outcome)
             self.shadows.ended(request, None, outcome, self.scheduler, now)
@@ -323,7 +312,7 @@ class Dispatcher:
                 self.sizing.learn(request.tenant, ticket.facts, usage.prompt)
             if ticket.first_token_at is None:
                 account.waited(ticket.queued_seconds, now)
-            self._end_busy()
+            self.availability.resume()
         ticket.phase = Phase.ENDED
         ticket.outcome = outcome
         del self._tickets[request.id]
@@ -357,7 +346,7 @@ class Dispatcher:
     def _expire(self, ticket: Ticket) -> None:
         now = self.clock()
         ticket.expiry = None
-        if self.engine_reachable:
+        if self.availability.reachable:
             verdict = self.admission.waited_too_long(self.policy, self.scheduler.queued, now)
             self._end(ticket, Outcome.EXPIRED, None, now, verdict)
         else:
@@ -372,20 +361,8 @@ class Dispatcher:
             self._end(ticket, Outcome.REFUSED, None, now, from_refusal(refusal))
 
     def _arm_expiry(self, ticket: Ticket, now: float) -> None:
-        self._disarm(ticket)
         left = ticket.request.arrival + self.policy.config.queue.max_wait_seconds - now
-        ticket.expiry = asyncio.get_running_loop().call_later(max(0.0, left), self._expire, ticket)
-
-    @staticmethod
-    def _disarm(ticket: Ticket) -> None:
-        if ticket.expiry is not None:
-            ticket.expiry.cancel()
-            ticket.expiry = None
-
-    def _end_busy(self) -> None:
-        if self._busy is not None:
-            self._busy.cancel()
-            self._busy = None
+        ticket.arm(max(0.0, left), self._expire)
 
     # -- time, configuration, the process's life
 
@@ -473,21 +450,12 @@ class Dispatcher:
     async def drained(self) -> None:
         """Wait until nothing is being read, queued or in flight."""
         while self._tickets or self.admission.reading:
-            waiter = asyncio.get_running_loop().create_future()
-            self._idle.append(waiter)
-            await waiter
+            self._idle.clear()
+            await self._idle.wait()
 
     def _look_idle(self) -> None:
-        if self._idle and not self._tickets and not self.admission.reading:
-            for waiter in self._idle:
-                if not waiter.done():
-                    waiter.set_result(None)
-            self._idle.clear()
-
-    @property
-    def is_engine_busy(self) -> bool:
-        """Whether dispatch holds because the engine answered 503."""
-        return self._busy is not None
+        if not self._tickets and not self.admission.reading:
+            self._idle.set()
 
     def tickets(self) -> Iterator[Ticket]:
         """Iterate over living tickets in the order of arrival."""

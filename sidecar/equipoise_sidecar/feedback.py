@@ -68,12 +68,12 @@ class Feedback:
 
     async def run(self) -> None:
         """Watch until cancelled."""
-        lost = self._dispatcher.engine_lost
+        lost = self._dispatcher.availability.lost
         try:
             while True:
                 await self.look()
-                pause = SCRAPE_SECONDS if self._dispatcher.engine_reachable else KNOCK_SECONDS
-                if self._dispatcher.engine_reachable:
+                pause = SCRAPE_SECONDS if self._dispatcher.availability.reachable else KNOCK_SECONDS
+                if self._dispatcher.availability.reachable:
                     try:
                         async with asyncio.timeout(pause):
                             await lost.wait()
@@ -130,7 +130,7 @@ class Feedback:
         if not running and (restarted or self._probed_at is None or again):
             self._probed_at, self._probed_with = dispatcher.clock(), key
             self._probe = asyncio.create_task(self._ask())
-        if self._probe is not None and not dispatcher.engine_reachable:
+        if self._probe is not None and not dispatcher.availability.reachable:
             await asyncio.wait({self._probe}, timeout=FIRST_PROBE_SECONDS)
         dispatcher.engine_answers(reachable=True)
 

@@ -145,7 +145,9 @@ class SidecarMetrics(Collector):
     def _engine(self) -> Iterator[Metric]:
         dispatcher, feedback = self.reporter.dispatcher, self.reporter.feedback
         now = dispatcher.clock()
-        yield _gauge("engine_reachable", "1 while the engine answers.", dispatcher.engine_reachable is True)
+        yield _gauge(
+            "engine_reachable", "1 while the engine answers.", dispatcher.availability.reachable is True
+        )
         yield _gauge(
             "engine_signal_stale", "1 while the engine's metrics are too old to use.", feedback.is_stale(now)
         )
@@ -157,7 +159,11 @@ class SidecarMetrics(Collector):
         yield _counter(
             "engine_preemptions", "Preemptions seen in the engine's metrics.", feedback.preemptions
         )
-        yield _counter("engine_busy", "Requests that the engine would not take (503).", dispatcher.times_busy)
+        yield _counter(
+            "engine_busy",
+            "Requests that the engine would not take (503).",
+            dispatcher.availability.times_busy,
+        )
 
     def _gpu(self) -> Iterator[Metric]:
         dispatcher = self.reporter.dispatcher

@@ -38,7 +38,7 @@ class Reporter:
         reasons = []
         if not dispatcher.policy.configured:
             reasons.append("no configuration yet")
-        if not dispatcher.engine_reachable:
+        if not dispatcher.availability.reachable:
             reasons.append("the engine cannot be reached")
         elif self.feedback.is_silent(dispatcher.clock()):
             reasons.append("the engine does not answer")
@@ -90,7 +90,7 @@ class Reporter:
         dispatcher, feedback = self.dispatcher, self.feedback
         signals = feedback.heard.signals if feedback.heard is not None else None
         return EngineState(
-            reachable=dispatcher.engine_reachable is True and not feedback.is_silent(now),
+            reachable=dispatcher.availability.reachable is True and not feedback.is_silent(now),
             signal_age_seconds=feedback.age(now),
             signal_stale=feedback.is_stale(now),
             running=(signals.running or 0) if signals is not None else 0,

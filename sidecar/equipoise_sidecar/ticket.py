@@ -13,6 +13,7 @@ All methods run on the event loop's thread. What they change besides the ticket 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from enum import StrEnum
 from typing import TYPE_CHECKING, Protocol
 
@@ -66,7 +67,6 @@ class Ticket:
         "outcome",
         "phase",
         "prompt",
-        "queued_since",
         "request",
         "slo",
         "streams",
@@ -85,7 +85,6 @@ class Ticket:
         """What was agreed for it."""
         self.phase = Phase.QUEUED
         self.outcome: Outcome | None = None
-        self.queued_since = request.arrival
         self.dispatched_at: float | None = None
         self.first_token_at: float | None = None
         self.gpu_mark: Mark | None = None
@@ -99,6 +98,7 @@ class Ticket:
         self.streams = facts.stream
         """Whether progress shows while the answer comes; if not, the clock stands in."""
         self.expiry: asyncio.TimerHandle | None = None
+        """Set while it is queued: when it has waited long enough."""
 
     @property
     def tenant(self) -> str:
@@ -133,6 +133,17 @@ class Ticket:
         self._verdict = verdict
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(verdict)
+
+    def arm(self, seconds: float, expire: Callable[[Ticket], None]) -> None:
+        """Have `expire` called after so many seconds, in place of an earlier appointment."""
+        self.disarm()
+        self.expiry = asyncio.get_running_loop().call_later(seconds, expire, self)
+
+    def disarm(self) -> None:
+        """Call that off."""
+        if self.expiry is not None:
+            self.expiry.cancel()
+            self.expiry = None
 
     def busy(self) -> None:
         """Take back a request that the engine refused with 503 before the first byte of an answer."""

@@ -226,7 +226,7 @@ class Life(RuleBasedStateMachine):
     def nobody_waits_for_nothing(self):
         """Work conservation: with an engine there and nothing in flight, nobody is queued."""
         dispatcher = self.dispatcher
-        if dispatcher.engine_reachable and not dispatcher.is_engine_busy:
+        if dispatcher.availability.reachable and dispatcher.availability.pause is None:
             assert dispatcher.scheduler.in_flight or not dispatcher.scheduler.queued
 
     @invariant()

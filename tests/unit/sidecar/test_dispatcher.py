@@ -206,7 +206,7 @@ class TestEngineGone:
         later = line.send(BLUE)
         await asyncio.sleep(1)
         assert [lost.phase, later.phase] == [Phase.QUEUED, Phase.QUEUED]
-        assert line.dispatcher.engine_lost.is_set()
+        assert line.dispatcher.availability.lost.is_set()
         line.dispatcher.engine_answers(reachable=True)
         assert [lost.phase, later.phase] == [Phase.IN_FLIGHT, Phase.IN_FLIGHT]
 

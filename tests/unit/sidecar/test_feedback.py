@@ -53,7 +53,7 @@ def engine(monkeypatch):
 @pytest.fixture
 async def watch(line, engine):
     """Start the watch of an engine that nothing is known of; tests first say how it answers."""
-    line.dispatcher.engine_reachable = None
+    line.dispatcher.availability.reachable = None
     feedback, tasks = Feedback(line.dispatcher, None), []
 
     def start():
@@ -71,9 +71,9 @@ async def test_an_engine_is_probed_before_it_counts_as_reachable(line, engine, w
     engine.probe_seconds = 2
     watch()
     await asyncio.sleep(1)
-    assert line.dispatcher.engine_reachable is None
+    assert line.dispatcher.availability.reachable is None
     await asyncio.sleep(1.5)
-    assert line.dispatcher.engine_reachable
+    assert line.dispatcher.availability.reachable
     assert line.dispatcher.engine_profile.system_fingerprint == "fp-1"
     assert line.dispatcher.capacity.gate.settings.context_tokens == 2048
 
@@ -82,7 +82,7 @@ async def test_a_probe_that_hangs_holds_requests_up_for_five_seconds_at_most(lin
     engine.probe_seconds = 50
     watch()
     await asyncio.sleep(5.5)
-    assert line.dispatcher.engine_reachable
+    assert line.dispatcher.availability.reachable
     assert engine.probes == 1
 
 
@@ -90,7 +90,7 @@ async def test_a_probe_that_fails_is_tried_again_and_requests_go_meanwhile(line,
     engine.probe_error = EngineError("401")
     watch()
     await asyncio.sleep(1)
-    assert line.dispatcher.engine_reachable
+    assert line.dispatcher.availability.reachable
     engine.probe_error = None
     await asyncio.sleep(12)
     assert engine.probes == 2
@@ -121,13 +121,13 @@ async def test_an_engine_that_is_gone_is_knocked_at_four_times_a_second(line, en
     await asyncio.sleep(1.5)
     engine.error = EngineUnreachableError("nobody")
     await asyncio.sleep(1)
-    assert line.dispatcher.engine_reachable is False
+    assert line.dispatcher.availability.reachable is False
     before = engine.scrapes
     await asyncio.sleep(10)
     assert 38 <= engine.scrapes - before <= 42
     engine.error = None
     await asyncio.sleep(0.3)
-    assert line.dispatcher.engine_reachable
+    assert line.dispatcher.availability.reachable
     assert engine.probes == 2
 
 
@@ -181,7 +181,7 @@ async def test_an_engine_that_takes_connections_and_says_nothing_is_told_from_on
     assert not watching.is_silent(line.dispatcher.clock())
     await asyncio.sleep(5)
     assert watching.is_silent(line.dispatcher.clock())
-    assert line.dispatcher.engine_reachable
+    assert line.dispatcher.availability.reachable
     assert line.send().phase is Phase.IN_FLIGHT
     engine.scrape_seconds = 0
     await asyncio.sleep(5)
