@@ -58,7 +58,7 @@ class DeadlineQueue(TimedQueue):
     lost when their deadline passes, so none of them goes before an older one because of it.
     """
 
-    __slots__ = ("_cost", "_late", "_lines", "_living", "_order", "_overdue", "_places")
+    __slots__ = ("_late", "_lines", "_order", "_overdue", "_places")
 
     def __init__(self, order: Order) -> None:
         self._order = order
@@ -70,15 +70,6 @@ class DeadlineQueue(TimedQueue):
         self._late: list[int] = []
         self._overdue: set[int] = set()
         self._cost = 0.0
-
-    @override
-    def __len__(self) -> int:
-        return len(self._living)
-
-    @property
-    @override
-    def expected_cost(self) -> float:
-        return self._cost
 
     @override
     def push(self, request: Request, expected_cost: float) -> None:

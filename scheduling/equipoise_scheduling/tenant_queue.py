@@ -4,6 +4,7 @@ First in, first out by arrival number unless a scheduler brings an ordering of i
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Sized
 from heapq import heapify, heappop, heappush
 
 from typing_extensions import override
@@ -15,18 +16,21 @@ class TenantQueue(ABC):
     """A tenant's waiting requests.
 
     Where a request stands follows from the request alone, so one that is put back stands where it stood.
+    Invariants: `_living` holds what waits, by arrival number; `_cost` is the sum of its expected costs.
     """
 
-    __slots__ = ()
+    __slots__ = ("_cost", "_living")
 
-    @abstractmethod
+    _living: Sized
+    _cost: float
+
     def __len__(self) -> int:
-        """Return how many wait."""
+        return len(self._living)
 
     @property
-    @abstractmethod
     def expected_cost(self) -> float:
         """Sum of what the queued requests are expected to cost."""
+        return self._cost
 
     @abstractmethod
     def push(self, request: Request, expected_cost: float) -> None:
@@ -48,21 +52,12 @@ class FifoQueue(TenantQueue):
     is cancelled leaves from anywhere.
     """
 
-    __slots__ = ("_cost", "_heap", "_living")
+    __slots__ = ("_heap",)
 
     def __init__(self) -> None:
         self._heap: list[tuple[int, Request]] = []
         self._living: dict[int, float] = {}
         self._cost = 0.0
-
-    @override
-    def __len__(self) -> int:
-        return len(self._living)
-
-    @property
-    @override
-    def expected_cost(self) -> float:
-        return self._cost
 
     @override
     def push(self, request: Request, expected_cost: float) -> None:

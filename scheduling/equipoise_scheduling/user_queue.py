@@ -57,13 +57,11 @@ class UserQueue(TenantQueue):
 
     __slots__ = (
         "_begun",
-        "_cost",
         "_floor",
         "_idle",
         "_last_left",
         "_level",
         "_newest",
-        "_places",
         "_seats",
         "_turns",
         "_users",
@@ -73,7 +71,7 @@ class UserQueue(TenantQueue):
         """Start empty; `begun` says whether a request is in the middle of an interaction."""
         self._begun = begun
         self._users: dict[str, User] = {}
-        self._places: dict[int, tuple[User, FifoQueue, float]] = {}
+        self._living: dict[int, tuple[User, FifoQueue, float]] = {}
         self._turns: LeastKey[tuple[int, int, int]] = LeastKey(self._turn)
         self._level: LeastKey[tuple[int, int]] = LeastKey(self._height)
         self._idle: LeastKey[tuple[int, int]] = LeastKey(self._height)
@@ -94,15 +92,6 @@ class UserQueue(TenantQueue):
     # -- the queue
 
     @override
-    def __len__(self) -> int:
-        return len(self._places)
-
-    @property
-    @override
-    def expected_cost(self) -> float:
-        return self._cost
-
-    @override
     def push(self, request: Request, expected_cost: float) -> None:
         user = self.user(request.user)
         # One that is put back, or queued anew in another order, has been here: it lifts nobody.
@@ -121,7 +110,7 @@ class UserQueue(TenantQueue):
     def _place(self, request: Request, user: User, expected_cost: float) -> None:
         queue = user.begun if self._begun(request) else user.rest
         queue.push(request, expected_cost)
-        self._places[request.number] = (user, queue, expected_cost)
+        self._living[request.number] = (user, queue, expected_cost)
         self._turns.add(user.name)
 
     @override
@@ -133,9 +122,9 @@ class UserQueue(TenantQueue):
 
     @override
     def remove(self, request: Request) -> None:
-        user, queue, cost = self._places.pop(request.number)
+        user, queue, cost = self._living.pop(request.number)
         queue.remove(request)
-        self._cost = self._cost - cost if self._places else 0.0
+        self._cost = self._cost - cost if self._living else 0.0
         if not user.backlogged:
             self._turns.discard(user.name)
             self._level.discard(user.name)
@@ -144,7 +133,7 @@ class UserQueue(TenantQueue):
 
     def replace(self, request: Request) -> None:
         """Move a queued request whose interaction has begun since, or has not after all, to where it belongs."""
-        user, queue, cost = self._places[request.number]
+        user, queue, cost = self._living[request.number]
         queue.remove(request)
         self._place(request, user, cost)
 
