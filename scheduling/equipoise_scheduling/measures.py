@@ -265,13 +265,6 @@ def jain_of_entitlement(
     return values
 
 
-def artifact_ticks(*, overload: bool = False) -> list[float]:
-    """Ticks of the VTC artifact's figures, in seconds: every 30 s after 30 s of warm-up; *overload*: every 5 s to 360."""
-    if overload:
-        return [float(tick) for tick in range(0, 360, 5)]
-    return [30.0 + tick for tick in range(0, 571, 30)]
-
-
 @dataclass(frozen=True, slots=True)
 class Summary:
     """Mean and quantiles of a set of durations, in seconds; NaN of nothing."""

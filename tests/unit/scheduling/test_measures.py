@@ -8,7 +8,6 @@ from equipoise_scheduling.measures import (
     ServiceSeries,
     SpreadSeries,
     accumulated_difference,
-    artifact_ticks,
     attainment,
     isolation,
     jain,
@@ -141,13 +140,6 @@ def test_both_kinds_of_series_can_be_compared():
     a.demand(0.0, 600)
     b.demand(0.0, 600)
     assert service_difference({"a": a, "b": b}, [30.0]).max == pytest.approx(10)
-
-
-def test_artifact_ticks():
-    assert artifact_ticks()[0] == 30
-    assert artifact_ticks()[-1] == 600
-    assert len(artifact_ticks()) == 20
-    assert artifact_ticks(overload=True) == [float(tick) for tick in range(0, 360, 5)]
 
 
 def test_ratios():
