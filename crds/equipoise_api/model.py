@@ -79,12 +79,3 @@ Namespace = Annotated[
 
 Percent = Annotated[int, Field(ge=0, le=100)]
 Count = Annotated[int, Field(ge=0)]
-
-
-class ObjectKey(ApiModel):
-    """Names one namespaced object."""
-
-    namespace: Namespace
-    """The object's namespace."""
-    name: Name
-    """The object's name."""
