@@ -116,11 +116,14 @@ def calibrate(
     kv_tokens: int | None = None,
     max_num_seqs: int | None = None,
     max_num_batched_tokens: int = 2048,
-    rounds: int = 2,
+    rounds: Annotated[int, typer.Option(min=1)] = 2,
+    seconds: Annotated[float, typer.Option(min=1.0)] = 10.0,
 ) -> None:
-    """Measure an idle engine for a minute or two, and write the profile with which `equipoise simulate` predicts it.
+    """Load an engine that has nothing else to do, and write the profile with which `equipoise simulate` predicts it.
 
-    Sizes that are left out are read from the engine or measured; --max-num-batched-tokens is vLLM's option of that name.
+    Each round loads it five times for so many seconds, with up to as many requests at a time as it runs: two minutes in
+    all. Calibrate through the proxy that it will be used through. Sizes that are left out are read from the engine or
+    measured; --max-num-batched-tokens is vLLM's option of that name.
     """
     import asyncio
     import json
@@ -141,6 +144,7 @@ def calibrate(
                 max_num_seqs=max_num_seqs,
                 max_num_batched_tokens=max_num_batched_tokens,
                 rounds=rounds,
+                seconds=seconds,
             )
         )
         output.write_text(json.dumps(made.profile.document(), indent=1) + "\n", encoding="utf-8")
@@ -151,8 +155,13 @@ def calibrate(
         f"a step takes {fit.a0 * 1e3:.3f} ms + {fit.a1 * 1e6:.1f} us a prompt token + {fit.a2 * 1e6:.1f} us a sequence"
         f" + {fit.a3 * 1e6:.3f} us a token of context; latency {fit.latency * 1e3:.1f} ms"
     )
-    for kind, off in fit.errors.items():
-        print(f"median error, {kind}: {off:.1%}")
+    for clients, off in fit.errors.items():
+        load = f"{clients} requests at a time" if clients else "a prompt alone"
+        print(
+            f"{load}: median error {off.median:.1%}, bias {off.bias:+.1%} of {off.observations} observations"
+        )
+    if fit.disturbed:
+        print(f"{fit.disturbed} observations were disturbed and left out")
     print(f"wrote {output}: equipoise simulate --profile {output} ...")
 
 

@@ -28,6 +28,7 @@ async def test_the_profile_of_an_engine_is_found_from_outside():
             name="found",
             max_num_batched_tokens=1024,
             rounds=1,
+            seconds=4.0,
             tell=lambda _: None,
         )
     found = made.profile

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from equipoise_simulator.calibration.fit import Fit, Observation, fit
+from equipoise_simulator.calibration.fit import Fit, fit
 from equipoise_simulator.calibration.probe import Probe
 from equipoise_simulator.profiles import Profile
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from equipoise_simulator.calibration.steps import Observation
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +22,15 @@ class Calibration:
     profile: Profile
     fit: Fit
     observations: tuple[Observation, ...]
+
+    def joined(self, other: Calibration) -> Calibration:
+        """Fit what both observed of one engine, so that a machine whose speed drifts is met at its mean."""
+        observations = self.observations + other.observations
+        found = fit(observations)
+        profile = replace(
+            self.profile, a0=found.a0, a1=found.a1, a2=found.a2, a3=found.a3, latency=found.latency
+        )
+        return Calibration(profile, found, observations)
 
 
 async def calibrate(
@@ -32,16 +43,19 @@ async def calibrate(
     max_num_seqs: int | None = None,
     max_num_batched_tokens: int = 2048,
     rounds: int = 2,
+    seconds: float = 10.0,
     tell: Callable[[str], None] = print,
 ) -> Calibration:
     """Measure the engine at `url` (over the Unix socket `uds`, if given), which has nothing else to do.
 
-    What is None is measured. Raises ProbeError and ValueError, with what is missing.
+    What is None is measured. Takes about `rounds` times five times `seconds`. Raises ProbeError and ValueError, with what is missing.
     """
     async with Probe(url, uds, api_key=api_key, tell=tell) as probe:
         sizes = await probe.sizes(kv_tokens)
         widest = max_num_seqs or await probe.widest_batch(sizes)
-        observations = await probe.observe(sizes, widest, max_num_batched_tokens, rounds)
+        observations = await probe.observe(
+            sizes, widest, max_num_batched_tokens, rounds=rounds, seconds=seconds
+        )
     found = fit(observations)
     profile = Profile(
         name=name,

@@ -1,40 +1,38 @@
-"""Observed steps of an engine, and the cost profile that explains them best.
+"""What an engine did, and the cost profile that explains it best.
 
-    seconds = a0 + a1 * prefill tokens + a2 * decoding sequences + a3 * context tokens  (+ latency, for a first token)
+    seconds = steps * a0 + a1 * prefill tokens + a2 * decoded tokens + a3 * context tokens  (+ latency, for a prompt alone)
 
 Latency is what no step shows: the way of a request to the engine and of its first token back.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy.optimize import least_squares, nnls
+from scipy.optimize import nnls
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-Kind = Literal["decode", "mixed", "first"]
-KINDS: tuple[Kind, ...] = ("decode", "mixed", "first")
+    from equipoise_simulator.calibration.steps import Observation
 
-NOISE = 0.05
-"""Relative error from which on an observation is taken for disturbed, and counts linearly instead of squared."""
+DISTURBED = 0.5
+"""Relative error from which on an observation is of something else (a kernel compiled, a machine that stood still)."""
+FEWEST = 8
+"""Observations under load below which the costs cannot be told apart."""
 
 
 @dataclass(frozen=True, slots=True)
-class Observation:
-    """One step, or the mean of several like ones, as a client saw it."""
+class Error:
+    """How far a fit is off for one kind of load, relative to what was observed."""
 
-    kind: Kind
-    """decode: sequences decode alone. mixed: a prompt joined them. first: a prompt alone, request to first token."""
-    prefill_tokens: int
-    decode_seqs: int
-    context_tokens: float
-    """Tokens that the decoding sequences hold."""
-    seconds: float
+    median: float
+    """Median absolute error of single observations."""
+    bias: float
+    """Error of their sum: above 0 where the fit expects more than was seen."""
+    observations: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,10 +44,10 @@ class Fit:
     a2: float
     a3: float
     latency: float
-    errors: dict[Kind, float]
-    """Median absolute error relative to the observation, by kind."""
-    biases: dict[Kind, float]
-    """Mean error relative to the observation, by kind: above 0 where the fit expects more than was seen."""
+    errors: dict[int, Error]
+    """By the number of clients; 0 is a prompt alone."""
+    disturbed: int
+    """Observations that were left out."""
 
     def predict(self, seen: Observation) -> float:
         """Return the seconds that the fit expects."""
@@ -57,49 +55,45 @@ class Fit:
 
 
 def _row(seen: Observation) -> np.ndarray:
-    return np.array(
-        [
-            1.0,
-            seen.prefill_tokens,
-            seen.decode_seqs,
-            seen.context_tokens,
-            float(seen.kind == "first"),
-        ]
-    )
+    latencies = 1.0 if seen.clients == 0 else 0.0
+    return np.array([seen.steps, seen.prefill_tokens, seen.decoded_tokens, seen.context_tokens, latencies])
 
 
 def fit(observations: Sequence[Observation]) -> Fit:
-    """Fit non-negative coefficients by relative error, robustly, every kind of observation counting as much as another.
+    """Fit non-negative coefficients, such that the expected time of all observations together is the observed one.
 
-    ValueError with too few kinds of observations.
+    The variance of an observation is taken to grow with its length. ValueError with too few observations of a kind.
     """
-    kinds = {seen.kind for seen in observations}
-    if kinds != set(KINDS) or len(observations) < 8:
+    loaded = sum(1 for seen in observations if seen.clients)
+    if loaded < FEWEST or loaded == len(observations):
         raise ValueError(
-            f"{len(observations)} observations of {', '.join(sorted(kinds)) or 'nothing'} do not tell the costs apart"
+            f"{loaded} observations under load and {len(observations) - loaded} of a prompt alone do not tell the costs "
+            f"apart: at least {FEWEST} and 1 are needed"
         )
     rows = np.array([_row(seen) for seen in observations])
     seconds = np.array([seen.seconds for seen in observations])
-    relative = rows / seconds[:, None]
-    scale = np.abs(relative).max(axis=0)
+    expected = rows @ _solve(rows, seconds)
+    kept = np.abs(expected / seconds - 1) <= DISTURBED
+    found = _solve(rows[kept], seconds[kept])
+    expected = rows @ found
+    errors: dict[int, Error] = {}
+    for clients in sorted({seen.clients for seen in observations}):
+        these = kept & np.array([seen.clients == clients for seen in observations])
+        if these.any():
+            off = np.abs(expected[these] / seconds[these] - 1)
+            bias = expected[these].sum() / seconds[these].sum() - 1
+            errors[clients] = Error(float(np.median(off)), float(bias), int(these.sum()))
+    a0, a1, a2, a3, latency = (float(value) for value in found)
+    return Fit(max(a0, 1e-9), a1, a2, a3, latency, errors, int((~kept).sum()))
+
+
+def _solve(rows: np.ndarray, seconds: np.ndarray) -> np.ndarray:
+    """Least squares weighted by the expected length: its residuals sum to nothing."""
+    expected = seconds
+    scale = np.abs(rows).max(axis=0)
     scale[scale == 0] = 1.0
-    matrix = relative / scale
-    counts = Counter(seen.kind for seen in observations)
-    weight = np.sqrt([len(observations) / (len(counts) * counts[seen.kind]) for seen in observations])
-    # A robust loss has a valley at zero as well, where every prediction is off by its whole: begin at the plain optimum.
-    start = np.clip(nnls(weight[:, None] * matrix, weight)[0], 1e-9, None)
-    found = least_squares(
-        lambda values: weight * (matrix @ values - 1.0),
-        start,
-        bounds=(0, np.inf),
-        loss="soft_l1",
-        f_scale=NOISE,
-    )
-    a0, a1, a2, a3, latency = (float(value) for value in found.x / scale)
-    off = matrix @ found.x - 1.0
-    errors: dict[Kind, float] = {}
-    biases: dict[Kind, float] = {}
-    for kind in KINDS:
-        these = np.array([error for error, seen in zip(off, observations, strict=True) if seen.kind == kind])
-        errors[kind], biases[kind] = float(np.median(np.abs(these))), float(np.mean(these))
-    return Fit(max(a0, 1e-9), a1, a2, a3, latency, errors, biases)
+    for _ in range(4):
+        weight = 1 / np.sqrt(np.maximum(expected, 0.1 * seconds))
+        found = nnls(weight[:, None] * (rows / scale), weight * seconds)[0] / scale
+        expected = rows @ found
+    return found

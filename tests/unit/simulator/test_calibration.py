@@ -5,71 +5,157 @@ import random
 
 import pytest
 
-from equipoise_simulator.calibration.fit import Observation, fit
+from equipoise_simulator.calibration.calibrate import Calibration
+from equipoise_simulator.calibration.fit import fit
+from equipoise_simulator.calibration.steps import WINDOW, Observation, Stream, alone, observations
+from equipoise_simulator.engine_model import EngineModel
 from equipoise_simulator.profiles import PROFILES
+from equipoise_simulator.sequence import Sequence
 from equipoise_simulator.simulation import simulate
 from equipoise_simulator.workload import Call, Workload
 
-TRUE = (0.02, 0.0002, 0.0004, 0.000002, 0.004)
+TRUE = dataclasses.replace(
+    PROFILES["fast"],
+    a0=0.02,
+    a1=0.0002,
+    a2=0.0004,
+    a3=0.000002,
+    kv_tokens=40_000,
+    max_num_batched_tokens=4096,
+)
+LATENCY = 0.004
 
 
-def observed(noise=0.0, seed=0):
-    source, a = random.Random(seed), TRUE
-    rows = []
-    for sequences in (1, 2, 4, 8):
-        for context in (20, 400, 1500):
-            held = sequences * context
-            rows += [("decode", 0, sequences, held, a[0] + a[2] * sequences + a[3] * held)] * 4
-    for prompt in (16, 128, 512, 1024):
-        rows.append(("first", prompt, 0, 0, a[0] + a[1] * prompt + a[4]))
-        rows.append(("mixed", prompt, 4, 200, a[0] + a[1] * prompt + 4 * a[2] + 200 * a[3]))
-    return [Observation(*row[:4], row[4] * (1 + source.uniform(-noise, noise))) for row in rows]
+def loaded(clients, *, requests=80, seed=0, spread=0.0):
+    """Run a closed loop on the engine's model; return what its clients saw, each up to `spread` seconds late."""
+    source, engine, now = random.Random(seed), EngineModel(TRUE), 0.0
+    streams = {}
+
+    def ask():
+        sequence = Sequence(source.randrange(16, 800), source.randrange(2, 90), owner=None, arrival=now)
+        streams[sequence] = Stream(sequence.prompt_tokens, now)
+        engine.add(sequence)
+
+    for _ in range(clients):
+        ask()
+    while (step := engine.begin(now)) is not None:
+        now = step.ends
+        engine.finish()
+        came = [*step.advanced, *step.first]
+        source.shuffle(came)
+        for sequence in came:
+            stream = streams[sequence]
+            tokens = stream.arrivals[-1][1] + 1 if stream.arrivals else 1
+            stream.arrivals.append((now + source.uniform(0, spread), tokens))
+        for _ in step.finished:
+            if len(streams) < requests:
+                ask()
+    return list(streams.values())
 
 
-def found(observations):
-    it = fit(observations)
+def by_itself(prompt):
+    return alone(Stream(prompt, 1.0, [(1.0 + TRUE.step_seconds(prompt, 0, 0) + LATENCY, 1)]))
+
+
+def observed(spread=0.0):
+    seen = [by_itself(prompt) for prompt in (16, 128, 512, 1024)]
+    for clients in (1, 4, 8):
+        seen += observations(loaded(clients, seed=clients, spread=spread), clients)
+    return seen
+
+
+def found(seen):
+    it = fit(seen)
     return (it.a0, it.a1, it.a2, it.a3, it.latency)
 
 
-def test_exact_observations_give_the_coefficients_back():
-    assert found(observed()) == pytest.approx(TRUE, rel=1e-3)
+EXACT = (TRUE.a0, TRUE.a1, TRUE.a2, TRUE.a3, LATENCY)
 
 
-def test_a_few_disturbed_observations_do_not_move_the_fit():
-    rows = observed()
-    rows[3] = Observation(*[getattr(rows[3], name) for name in rows[3].__slots__[:4]], rows[3].seconds * 5)
-    rows[-1] = Observation(
-        *[getattr(rows[-1], name) for name in rows[-1].__slots__[:4]], rows[-1].seconds * 3
+def test_what_clients_saw_gives_the_coefficients_back():
+    assert found(observed()) == pytest.approx(EXACT, rel=1e-6)
+
+
+def test_tokens_that_come_late_hardly_move_what_a_load_is_expected_to_take():
+    seen = observed(spread=0.003)
+    it = fit(seen)
+    for clients in (1, 4, 8):
+        exact = list(observations(loaded(clients, seed=clients), clients))
+        assert sum(map(it.predict, exact)) == pytest.approx(sum(each.seconds for each in exact), rel=0.02)
+
+
+def test_all_steps_are_found_and_all_tokens_counted():
+    streams = loaded(4)
+    seen = list(observations(streams, 4))
+    last = max(stream.arrivals[-1][0] for stream in streams)
+    steps = [each.steps for each in seen]
+    assert set(steps) == {WINDOW}
+    assert sum(each.seconds for each in seen) == pytest.approx(last, rel=0.1)
+    assert sum(each.decoded_tokens for each in seen) == pytest.approx(
+        sum(stream.arrivals[-1][1] - 1 for stream in streams), rel=0.05
     )
-    assert found(rows) == pytest.approx(TRUE, rel=0.1)
 
 
-def test_noise_shows_in_the_errors():
-    it = fit(observed(noise=0.04))
-    assert 0.005 < it.errors["decode"] < 0.04
-    for seen in observed():
-        assert it.predict(seen) == pytest.approx(seen.seconds, rel=0.05)
+def test_an_answer_in_pieces_of_several_tokens_is_as_many_steps():
+    single = Stream(100, 0.0, [(0.1 * n, n) for n in range(1, 66)])
+    pieces = Stream(100, 0.0, [(0.1 * n, n) for n in (1, *range(5, 66, 4))])
+    (one, two), (three, four) = observations([single], 1), observations([pieces], 1)
+    assert (three.steps, three.decoded_tokens, three.context_tokens) == (32, 32, one.context_tokens)
+    assert four.context_tokens == two.context_tokens == sum(range(132, 164))
+    assert three.seconds == pytest.approx(one.seconds)
+
+
+def test_an_engine_without_work_is_not_a_slow_one():
+    first = Stream(10, 0.0, [(0.1 * n, n) for n in range(1, 34)])
+    later = Stream(10, 60.0, [(60 + 0.1 * n, n) for n in range(1, 34)])
+    seen = list(observations([first, later], 1))
+    assert [each.seconds for each in seen] == pytest.approx([3.2, 3.2])
+
+
+def test_disturbed_observations_are_left_out_and_counted():
+    seen = observed()
+    seen[9] = dataclasses.replace(seen[9], seconds=seen[9].seconds * 5)
+    seen[20] = dataclasses.replace(seen[20], seconds=seen[20].seconds * 4)
+    it = fit(seen)
+    assert it.disturbed == 2
+    assert (it.a0, it.a1) == pytest.approx((TRUE.a0, TRUE.a1), rel=1e-6)
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_a_noisy_machine_does_not_drive_the_fit_to_nothing(seed):
-    it = fit(observed(noise=0.4, seed=seed))
-    assert max(it.errors.values()) < 0.5
-    assert it.a0 + 500 * it.a1 == pytest.approx(TRUE[0] + 500 * TRUE[1], rel=0.4)
+def test_a_noisy_machine_leaves_the_sum_of_a_load_right(seed):
+    source = random.Random(seed)
+    noisy = [
+        dataclasses.replace(each, seconds=each.seconds * source.uniform(0.75, 1.25)) for each in observed()
+    ]
+    it = fit(noisy)
+    assert sum(map(it.predict, noisy)) == pytest.approx(sum(each.seconds for each in noisy), rel=1e-3)
+    assert 0.01 < it.errors[8].median < 0.25
+    assert abs(it.errors[8].bias) < 0.1
 
 
 def test_no_coefficient_is_negative():
-    rows = [Observation("decode", 0, n, 100, 0.03 - 0.001 * n) for n in (1, 2, 3, 4)]
-    rows += [Observation("mixed", p, 2, 100, 0.03) for p in (16, 32, 64)]
-    rows += [Observation("first", p, 0, 0, 0.03) for p in (16, 32, 64)]
+    rows = [Observation(n, 16, 0, 16 * n, 1600, 0.5 - 0.016 * n) for n in (1, 2, 3, 4)] * 3
+    rows += [Observation(0, 1, p, 0, 0, 0.03) for p in (16, 32, 64)]
     assert min(found(rows)) >= 0
 
 
 def test_too_little_is_said_to_be_too_little():
-    with pytest.raises(ValueError, match="decode do not tell the costs apart"):
-        fit([seen for seen in observed() if seen.kind == "decode"])
-    with pytest.raises(ValueError, match="nothing"):
-        fit([])
+    seen = observed()
+    with pytest.raises(ValueError, match=r"0 of a prompt alone do not tell the costs apart"):
+        fit([each for each in seen if each.clients])
+    with pytest.raises(ValueError, match=r"0 observations under load"):
+        fit([each for each in seen if not each.clients])
+
+
+def test_two_calibrations_are_joined_by_what_they_observed():
+    seen = observed()
+    fast = [dataclasses.replace(each, seconds=each.seconds * 0.8) for each in seen]
+    slow = [dataclasses.replace(each, seconds=each.seconds * 1.2) for each in seen]
+    one, other = (Calibration(TRUE, fit(part), tuple(part)) for part in (fast, slow))
+    both = one.joined(other)
+    assert both.profile.step_seconds(300, 8, 2000) == pytest.approx(TRUE.step_seconds(300, 8, 2000), rel=0.02)
+    assert both.profile.kv_tokens == TRUE.kv_tokens
+    assert len(both.observations) == 2 * len(seen)
 
 
 def test_a_profiles_latency_is_part_of_the_time_to_first_token():

@@ -40,6 +40,9 @@ ENVIRONMENT = {
     "DO_NOT_TRACK": "1",
     # More threads than one fight the server's own process and the tests for two cores.
     "OMP_NUM_THREADS": "1",
+    # The model then runs within the engine core. As a process of its own, the core would spin while it waits for it, and
+    # so take the second core from the front end, the sidecar and the clients.
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
 }
 
 
