@@ -89,11 +89,12 @@ def fit(observations: Sequence[Observation]) -> Fit:
 
 def _solve(rows: np.ndarray, seconds: np.ndarray) -> np.ndarray:
     """Least squares weighted by the expected length: its residuals sum to nothing."""
-    expected = seconds
     scale = np.abs(rows).max(axis=0)
     scale[scale == 0] = 1.0
+    found = np.zeros(rows.shape[1])
+    expected = seconds
     for _ in range(4):
         weight = 1 / np.sqrt(np.maximum(expected, 0.1 * seconds))
-        found = nnls(weight[:, None] * (rows / scale), weight * seconds)[0] / scale
+        found = np.asarray(nnls(weight[:, None] * (rows / scale), weight * seconds)[0] / scale)
         expected = rows @ found
     return found

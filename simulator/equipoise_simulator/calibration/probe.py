@@ -163,7 +163,7 @@ class Probe:
         return streams
 
     def _between(self, low: int, high: int) -> int:
-        return round(low * (high / low) ** self._random.random())
+        return round(float(low * (high / low) ** self._random.random()))
 
     async def _collect(self, model: str, prompt: int, output: int) -> Stream:
         stream = Stream(prompt, time.perf_counter())
