@@ -1,8 +1,9 @@
 """Request traces: who asks when, for how many tokens; read from CSV, or made from published summary statistics.
 
-A trace's CSV has columns for arrival (seconds, or a time stamp such as `2023-11-16 18:17:03.9799600`), tenant, input and
-output tokens. Their names may be given; else those of the VTC paper's arena trace and of Azure's traces are known. A
-trace without tenants is one tenant.
+A trace's CSV (commas, semicolons or tabs; UTF-8) has columns for arrival (seconds from the start or since 1970, or a time
+stamp such as `2023-11-16 18:17:03.9799600`), tenant, input and output tokens. Their names may be given; else those of the
+VTC paper's arena trace and of Azure's traces are known. A trace without tenants is one tenant. No row is left out: what
+cannot be read is reported with its line.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ import random
 from bisect import bisect_right
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, ClassVar
+from itertools import chain
+from typing import TYPE_CHECKING, ClassVar, cast
 
 from equipoise_simulator.engine_model import EngineModel
 from equipoise_simulator.sequence import Sequence
@@ -27,6 +29,14 @@ if TYPE_CHECKING:
 ALONE = "tenant"
 """The tenant of a trace that names none."""
 MAX_ROWS = 1_000_000
+MAX_TOKENS = 10_000_000
+MAX_DAYS = 31
+"""Longer and the seconds are milliseconds, or a date is wrong; every simulated second costs."""
+SINCE_1970 = 1e9
+"""Arrivals from here on (2001) are seconds since 1970, not from the start."""
+NO_SECONDS = 1e11
+"""Arrivals from here on (the year 5138) are milliseconds, or nonsense."""
+MOST_COMPLAINTS = 10
 OUTPUT_WEIGHT = 2
 """An output token's share of demand, an input token's being 1: the schedulers' default cost."""
 
@@ -114,6 +124,8 @@ class Columns:
         for fact, known in self.KNOWN.items():
             wanted: str | None = getattr(self, fact)
             name = next((each for each in ((wanted,) if wanted else known) if each in header), None)
+            if name is not None and header.count(name) > 1:
+                raise TraceError(f"{path}: line 1: {header.count(name)} columns are named {name}")
             if name is None and (wanted or fact != "tenant"):
                 missing.append(wanted or known[0])
             chosen[fact] = name
@@ -171,27 +183,76 @@ def read_trace(path: Path, columns: Columns | None = None) -> Trace:
 
     TraceError names the line and what is wrong there; OSError when the file cannot be read.
     """
-    rows: list[Row] = []
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file, strict=True)
+    with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
+        lines = _text_lines(path, file)
+        header = next(lines, "")
+        if not header:
+            raise TraceError(f"{path}: is empty: a trace begins with a line of column names")
+        delimiter = max(",;\t", key=header.count)
+        reader = csv.DictReader(
+            chain([header], lines), delimiter=delimiter, skipinitialspace=True, strict=True
+        )
         try:
-            names = (columns or Columns()).found(path, list(reader.fieldnames or ()))
-            stamped: bool | None = None
-            for values in reader:
-                if stamped is None:
-                    stamped = not _is_number(values[names[0]])
-                rows.append(_row(path, reader.line_num, values, names, stamped=stamped))
-                if len(rows) > MAX_ROWS:
-                    raise TraceError(f"{path}: more than {MAX_ROWS} rows")
-        except (csv.Error, UnicodeDecodeError) as error:
+            reader.fieldnames = [name.strip() for name in reader.fieldnames or ()]
+            names = (columns or Columns()).found(path, reader.fieldnames)
+            rows, stamped, latest = _rows(path, reader, names)
+        except csv.Error as error:
             raise TraceError(f"{path}: line {reader.line_num + 1}: {error}") from None
     if not rows:
-        raise TraceError(f"{path}: no rows")
+        raise TraceError(f"{path}: no rows below the header")
     rows.sort(key=lambda row: row.arrival)
-    if stamped:
-        start = rows[0].arrival
+    start = rows[0].arrival if stamped or rows[0].arrival >= SINCE_1970 else 0.0
+    days = (rows[-1].arrival - start) / 86_400
+    if days > MAX_DAYS:
+        raise TraceError(
+            f"{path}: line {latest}: {names[0]} is {days:,.0f} days after the start, more than {MAX_DAYS}:"
+            " give seconds or time stamps"
+        )
+    if start:
         rows = [replace(row, arrival=round(row.arrival - start, 6)) for row in rows]
     return Trace(path.name, tuple(rows), max(rows[-1].arrival, 1e-3))
+
+
+def _text_lines(path: Path, file: abc.Iterable[str]) -> abc.Iterator[str]:
+    for number, line in enumerate(file, 1):
+        if not line.isascii():
+            try:
+                line.encode()
+            except UnicodeEncodeError:
+                raise TraceError(
+                    f"{path}: line {number}: is no UTF-8 text: unpack the file, or save it as CSV in UTF-8"
+                ) from None
+        yield line
+
+
+def _rows(
+    path: Path, reader: csv.DictReader[str], names: tuple[str, str | None, str, str]
+) -> tuple[list[Row], bool, int]:
+    """Return all rows, whether their times are stamps, and the latest one's line. TraceError names the first bad rows."""
+    rows: list[Row] = []
+    complaints: list[str] = []
+    stamped: bool | None = None
+    latest, latest_line = -math.inf, 0
+    for values in reader:
+        line = reader.line_num
+        if stamped is None:
+            stamped = not _is_number(values[names[0]])
+        try:
+            row = _row(path, line, values, names, stamped=stamped)
+        except TraceError as error:
+            complaints.append(str(error))
+            continue
+        rows.append(row)
+        if row.arrival > latest:
+            latest, latest_line = row.arrival, line
+        if len(rows) > MAX_ROWS:
+            raise TraceError(f"{path}: line {line}: more than {MAX_ROWS:,} rows")
+    if complaints:
+        more = len(complaints) - MOST_COMPLAINTS
+        raise TraceError(
+            "\n".join(complaints[:MOST_COMPLAINTS] + [f"{path}: {more:,} more bad rows"] * (more > 0))
+        )
+    return rows, bool(stamped), latest_line
 
 
 def arena_like(seed: int = 0) -> Trace:
@@ -254,6 +315,10 @@ def _row(
     stamped: bool,
 ) -> Row:
     arrival_name, tenant_name, input_name, output_name = names
+    extra = cast("dict[None, list[str]]", values).get(None, ())  # where DictReader puts them
+    if any(extra):
+        named = len(values) - 1
+        raise TraceError(f"{path}: line {line}: {named + len(extra)} fields where the header names {named}")
     arrival = _seconds(path, line, values, arrival_name, stamped=stamped)
     client = ALONE if tenant_name is None else (values[tenant_name] or "").strip()
     if not client:
@@ -281,8 +346,10 @@ def _seconds(path: Path, line: int, values: dict[str, str | None], column: str, 
         arrival = _stamp(text) if stamped else float(text)
     except ValueError:
         arrival = math.nan
-    if not 0 <= arrival < math.inf:
-        form = "a time stamp like 2023-11-16 18:17:03.98" if stamped else "seconds from the start"
+    if not 0 <= arrival < NO_SECONDS:
+        form = (
+            "a time stamp like 2023-11-16 18:17:03.98" if stamped else "seconds from the start or since 1970"
+        )
         raise TraceError(f"{path}: line {line}: {column} must be {form}, not {values[column]!r}")
     return arrival
 
@@ -302,10 +369,21 @@ def _tokens(path: Path, line: int, values: dict[str, str | None], column: str) -
     try:
         tokens = int(text or "")
     except ValueError:
-        tokens = 0
-    if tokens < 1:
-        raise TraceError(f"{path}: line {line}: {column} must be a whole number of at least 1, not {text!r}")
+        tokens = _whole(text or "")
+    if not 1 <= tokens <= MAX_TOKENS:
+        raise TraceError(
+            f"{path}: line {line}: {column} must be a whole number from 1 to {MAX_TOKENS:,}, not {text!r}"
+        )
     return tokens
+
+
+def _whole(text: str) -> int:
+    """Return the number of `12.0`, as tables with gaps are written; 0 where it is none."""
+    try:
+        number = float(text)
+    except ValueError:
+        return 0
+    return int(number) if number.is_integer() else 0
 
 
 def length_at(quantiles: abc.Sequence[tuple[float, int]], share: float) -> int:

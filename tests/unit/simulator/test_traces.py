@@ -38,16 +38,34 @@ def test_a_trace_is_read_and_put_in_order_of_arrival(tmp_path):
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
-        ("", "line 1: the columns arrival_s, input_tokens, output_tokens are missing"),
+        ("", "is empty: a trace begins with a line of column names"),
+        ("\n", "line 1: the columns arrival_s, input_tokens, output_tokens are missing"),
         ("arrival_s,client,output_tokens\n0,a,1\n", "line 1: the columns input_tokens are missing"),
-        (HEADER, "no rows"),
-        (HEADER + "0,a,1,1\nsoon,a,1,1\n", "line 3: arrival_s must be seconds from the start, not 'soon'"),
+        (HEADER, "no rows below the header"),
+        (
+            HEADER + "0,a,1,1\nsoon,a,1,1\n",
+            "line 3: arrival_s must be seconds from the start or since 1970, not 'soon'",
+        ),
         (HEADER + "-1,a,1,1\n", "line 2: arrival_s must be seconds"),
         (HEADER + "nan,a,1,1\n", "line 2: arrival_s must be seconds"),
         (HEADER + "0,,1,1\n", "line 2: client is empty"),
-        (HEADER + "0,a,0,1\n", "line 2: input_tokens must be a whole number of at least 1, not '0'"),
-        (HEADER + "0,a,1,1.5\n", "line 2: output_tokens must be a whole number of at least 1, not '1.5'"),
-        (HEADER + "0,a,1\n", "line 2: output_tokens must be a whole number of at least 1, not None"),
+        (HEADER + "0,a,0,1\n", "line 2: input_tokens must be a whole number from 1 to 10,000,000, not '0'"),
+        (
+            HEADER + "0,a,1,1.5\n",
+            "line 2: output_tokens must be a whole number from 1 to 10,000,000, not '1.5'",
+        ),
+        (HEADER + "0,a,1\n", "line 2: output_tokens must be a whole number from 1 to 10,000,000, not None"),
+        (HEADER + "0,a,1,inf\n", "line 2: output_tokens must be a whole number"),
+        (HEADER + "0,a,1,10000001\n", "line 2: output_tokens must be a whole number"),
+        (HEADER + "0,a,1,024,7\n", "line 2: 5 fields where the header names 4"),
+        (HEADER + "\n\n0,a,1,x\n", "line 4: output_tokens"),
+        (HEADER + '0,"a\nb",1,1\n1,c,1,x\n', "line 4: output_tokens"),
+        ("arrival_s,client,client,input_tokens,output_tokens\n", "line 1: 2 columns are named client"),
+        (HEADER + "1700000000500,a,1,1\n", "line 2: arrival_s must be seconds"),
+        (
+            HEADER + "2678402,a,1,1\n0,a,1,1\n1,a,1,1\n",
+            "line 2: arrival_s is 31 days after the start, more than 31",
+        ),
         (HEADER + '0,"a,1,1\n', "line 2: unexpected end of data"),
     ],
 )
@@ -55,6 +73,42 @@ def test_a_bad_trace_is_refused_with_its_line(tmp_path, text, complaint):
     with pytest.raises(TraceError) as refusal:
         read_trace(written(tmp_path, text))
     assert complaint in str(refusal.value)
+
+
+def test_every_bad_row_is_named_up_to_ten(tmp_path):
+    bad = "".join(f"{n},a,1,none\n{n},a,1,1\n" for n in range(12))
+    with pytest.raises(TraceError) as refusal:
+        read_trace(written(tmp_path, HEADER + bad))
+    told = str(refusal.value).splitlines()
+    assert len(told) == 11
+    assert [line.split(": ")[1] for line in told[:10]] == [f"line {line}" for line in range(2, 22, 2)]
+    assert told[10].endswith("trace.csv: 2 more bad rows")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\ufeff" + HEADER + "0.5,a,10,20\n",
+        HEADER.replace("\n", "\r\n") + "0.5,a,10,20\r\n",
+        (HEADER + "0.5,a,10,20\n").replace(",", ";"),
+        (HEADER + "0.5,a,10,20\n").replace(",", "\t"),
+        HEADER.replace(",", ", ") + "0.5, a, 10, 20\n",
+        HEADER + '"0.5","a","10","20"\n',
+        HEADER + "0.5,a,10.0,20.0\n",
+        HEADER + "0.5,a,10,20,,\n",
+    ],
+    ids=["BOM", "CRLF", "semicolons", "tabs", "spaces", "quotes", "floats", "trailing commas"],
+)
+def test_what_spreadsheets_and_tools_write_is_read_alike(tmp_path, text):
+    path = tmp_path / "trace.csv"
+    path.write_bytes(text.encode())
+    assert read_trace(path).rows == (Row(0.5, "a", 10, 20),)
+
+
+def test_seconds_since_1970_become_seconds_from_the_first(tmp_path):
+    trace = read_trace(written(tmp_path, HEADER + "1700000003.5,a,1,1\n1700000001,b,1,1\n"))
+    assert [row.arrival for row in trace.rows] == [0.0, 2.5]
+    assert trace.seconds == 2.5
 
 
 def test_time_stamps_become_seconds_from_the_first(tmp_path):
@@ -101,8 +155,8 @@ def test_a_time_that_is_none_is_refused_with_its_line(tmp_path, rows, complaint)
 
 def test_a_trace_that_is_not_text_is_refused(tmp_path):
     path = tmp_path / "trace.csv"
-    path.write_bytes(HEADER.encode() + b"0,\xff\xfe,1,1\n")
-    with pytest.raises(TraceError, match="utf-8"):
+    path.write_bytes(HEADER.encode() + b"0,a,1,1\n" * 2_000 + b"0,\xff\xfe,1,1\n" + b"0,a,1,1\n" * 2_000)
+    with pytest.raises(TraceError, match="line 2002: is no UTF-8 text"):
         read_trace(path)
 
 
