@@ -17,7 +17,7 @@ def part_metrics(scheduler: TenantScheduler, shares: Iterable[TenantShare]) -> I
         return
     parts = GaugeMetricFamily(
         "equipoise_equinox_counter",
-        "Equinox's counters, in typical requests over weight: user (what was felt) and resource (what was spent).",
+        "Equinox's two counters, in typical requests over weight: user (what was felt) and resource (what was spent).",
         labels=["tenant", "counter"],
     )
     for share in shares:
@@ -31,12 +31,14 @@ def mapper_metrics(scheduler: TenantScheduler) -> Iterator[Metric]:
     """Expose the mapper's errors once there were any; nothing of other schedulers."""
     if not isinstance(scheduler, Equinox):
         return
-    error = GaugeMetricFamily(
-        "equipoise_equinox_mapper_error",
-        "Mean absolute error of what Equinox expected of the last 500 requests, by what was expected.",
-        labels=["expected"],
-    )
-    for name, seen in scheduler.mapper.errors().items():
-        if seen.requests:
-            error.add_metric([name], seen.mean_absolute)
-    yield error
+    errors = scheduler.mapper.errors()
+    for name, unit, about in (
+        ("latency_seconds", "latency_error_seconds", "latency"),
+        ("utilisation", "utilisation_error_ratio", "GPU utilisation"),
+    ):
+        if errors[name].requests:
+            yield GaugeMetricFamily(
+                f"equipoise_equinox_{unit}",
+                f"Mean absolute error of the {about} that Equinox expected of the last 500 requests.",
+                value=errors[name].mean_absolute,
+            )

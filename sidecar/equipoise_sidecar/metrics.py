@@ -167,8 +167,7 @@ class SidecarMetrics(Collector):
 
     def _gpu(self) -> Iterator[Metric]:
         dispatcher = self.reporter.dispatcher
-        if dispatcher.gpu.url is not None:
-            yield from gpu_metrics(dispatcher.gpu, dispatcher.clock())
+        yield from gpu_metrics(dispatcher.gpu, dispatcher.clock())
 
     def _fairness(self) -> Iterator[Metric]:
         bound = self.reporter.bound(self.reporter.dispatcher.clock())
@@ -179,7 +178,7 @@ class SidecarMetrics(Collector):
         )
         if bound is None:
             return
-        unit = "in weighted tokens over weight"
+        unit = "in the unit of the scheduler's counter over weight"
         yield _gauge(
             "fairness_bound",
             f"Largest possible service gap between two backlogged tenants, {unit}.",
@@ -190,7 +189,7 @@ class SidecarMetrics(Collector):
         )
         yield _gauge(
             "fairness_outstanding",
-            "U: most undelivered cost of one tenant in flight just after a dispatch, in weighted tokens.",
+            "U: most undelivered cost of one tenant in flight just after a dispatch, in the unit of the scheduler's counter.",
             bound.undelivered,
         )
         yield _gauge("fairness_bound_met", "0 once a pair of tenants exceeded its bound.", bound.met)
@@ -204,7 +203,7 @@ class SidecarMetrics(Collector):
         )
         bias = GaugeMetricFamily(
             "equipoise_prediction_bias_tokens",
-            "Mean of predicted less generated tokens, of the same requests.",
+            "Mean of predicted less generated tokens, of the last 500 predicted outputs.",
             labels=["predictor"],
         )
         for name, seen in errors.items():

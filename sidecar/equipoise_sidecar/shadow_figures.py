@@ -41,34 +41,46 @@ def shadow_metrics(shadows: Shadows, now: float) -> Iterator[Metric]:
     for name, about, counts in (
         (
             "compared_requests",
-            "Requests started in reality and by the shadow.",
+            "Requests started in reality and by the shadow scheduler.",
             [r.compared_total for r in reports],
         ),
         (
             "changed_requests",
-            "Of these, those that it started at another time.",
+            "Compared requests that the shadow scheduler started at another time.",
             [r.changed_total for r in reports],
         ),
-        ("refusals", "Requests that it would have turned away.", [r.refused_total for r in reports]),
+        (
+            "rejections",
+            "Requests that the shadow scheduler would have turned away.",
+            [r.refused_total for r in reports],
+        ),
     ):
         counter = CounterMetricFamily(f"equipoise_shadow_{name}", about, labels=["algorithm"])
         for report, count in zip(reports, counts, strict=True):
             counter.add_metric([report.algorithm], count)
         yield counter
     figures: tuple[tuple[str, str, list[float | None]], ...] = (
-        ("running", "0 once it had to be switched off.", [float(r.off is None) for r in reports]),
-        ("queued_requests", "Requests that wait in it.", [r.waiting for r in reports]),
+        (
+            "running",
+            "0 once the shadow scheduler had to be switched off.",
+            [float(r.off is None) for r in reports],
+        ),
+        ("queued_requests", "Requests that wait in the shadow scheduler.", [r.waiting for r in reports]),
         (
             "wait_change_seconds",
-            "Mean of its wait less the real one, of the last minute's requests.",
+            "Mean wait in the shadow scheduler less the real one, of the last minute's requests.",
             [r.wait_change_seconds if r.compared else None for r in reports],
         ),
         (
             "jain_ratio",
-            "Jain's index of the last minute's service over entitlement, in it.",
+            "Jain's index of the last minute's service over entitlement, in the shadow scheduler.",
             [r.jain for r in reports],
         ),
-        ("enforced_jain_ratio", "The same in reality.", [r.jain_enforced for r in reports]),
+        (
+            "enforced_jain_ratio",
+            "Jain's index of the last minute's service over entitlement, in reality.",
+            [r.jain_enforced for r in reports],
+        ),
     )
     for name, about, values in figures:
         gauge = GaugeMetricFamily(f"equipoise_shadow_{name}", about, labels=["algorithm"])
@@ -78,7 +90,7 @@ def shadow_metrics(shadows: Shadows, now: float) -> Iterator[Metric]:
         yield gauge
     tenants = GaugeMetricFamily(
         "equipoise_shadow_tenant_wait_change_seconds",
-        "Mean of a tenant's wait in the shadow less the real one, of the last minute's requests.",
+        "Mean wait of the tenant in the shadow scheduler less the real one, of the last minute's requests.",
         labels=["algorithm", "tenant"],
     )
     for shadow in shadows:

@@ -17,6 +17,7 @@ F = TypeVar("F", CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily)
 
 LIMITS = range(24, 157, 12)
 """Of the API's latency buckets, those that are exposed: 1 ms to 290 s, a factor of 3.1 apart."""
+_UNIT = "in weighted tokens, or engine milliseconds where the cost is profiled"
 _NAMES = tuple(f"{SMALLEST_SECONDS * GROWTH**limit:.4g}" for limit in LIMITS)
 
 
@@ -29,16 +30,18 @@ def share_metrics(shares: Iterable[TenantShare]) -> Iterator[Metric]:
         CounterMetricFamily, "cached_tokens", "Prompt tokens that came from the prefix cache."
     )
     generated = _by_tenant(CounterMetricFamily, "generated_tokens", "Tokens generated.")
-    service = _by_tenant(CounterMetricFamily, "service", "Service delivered, in weighted tokens.")
+    service = _by_tenant(CounterMetricFamily, "service", f"Service delivered, {_UNIT}.")
     demand = _by_tenant(
-        GaugeMetricFamily, "demand", "Service of the last minute and still asked for, in weighted tokens."
+        GaugeMetricFamily, "demand", f"Service of the last minute and still asked for, {_UNIT}."
     )
     entitled = _by_tenant(
         GaugeMetricFamily, "entitled_ratio", "Max-min fair share of the last minute's service."
     )
     actual = _by_tenant(GaugeMetricFamily, "actual_ratio", "Share of the last minute's service.")
     counter = _by_tenant(
-        GaugeMetricFamily, "virtual_counter", "The scheduler's counter, in weighted tokens over weight."
+        GaugeMetricFamily,
+        "virtual_counter",
+        "The scheduler's counter over weight, in the scheduler's own unit.",
     )
     for share in shares:
         label = [share.tenant]
@@ -62,8 +65,15 @@ def account_metrics(accounts: Iterable[tuple[str, TenantAccount]]) -> Iterator[M
         CounterMetricFamily, "requests", "Accepted requests that ended, by outcome.", "outcome"
     )
     refused = _by_tenant(CounterMetricFamily, "rejections", "Requests turned away, by reason.", "reason")
-    judged = _by_tenant(CounterMetricFamily, "slo_requests", "Requests judged by their tenant's SLO.", "kept")
-    wait = _by_tenant(HistogramMetricFamily, "wait_seconds", "Wait in the queue.")
+    judged = _by_tenant(
+        CounterMetricFamily,
+        "slo_requests",
+        "Requests judged by their tenant's SLO, by whether it was kept.",
+        "kept",
+    )
+    wait = _by_tenant(
+        HistogramMetricFamily, "wait_seconds", "Wait in the queue, of requests that were dispatched."
+    )
     first = _by_tenant(
         HistogramMetricFamily,
         "time_to_first_token_seconds",

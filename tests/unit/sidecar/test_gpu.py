@@ -279,6 +279,14 @@ class TestInTheSidecar:
         assert "equipoise_gpu_utilisation_ratio" not in exposition(reporter)
         assert "equipoise_gpu_metrics_stale 1.0" in exposition(reporter)
 
+    async def test_an_exporter_that_is_asked_for_and_not_there_shows(self, line, reporter):
+        line.configure(gpu={"dcgm": "Auto"})
+        assert "equipoise_gpu" not in exposition(reporter)
+        line.configure(gpu={"dcgm": "Exporter"})
+        assert "equipoise_gpu_metrics_stale 1.0" in exposition(reporter)
+        line.dispatcher.gpu.point(URL, line.dispatcher.clock())
+        assert "equipoise_gpu_metrics_stale 0.0" in exposition(reporter)
+
 
 def exposition(reporter):
     registry = CollectorRegistry()

@@ -165,9 +165,9 @@ class TestMetrics:
         user, resource = line.dispatcher.scheduler.counters(RED)
         assert samples["equipoise_equinox_counter", RED, "user"] == user > 0
         assert samples["equipoise_equinox_counter", "resource", RED] == resource > 0
-        assert ("equipoise_equinox_mapper_error", "latency_seconds") not in samples
+        assert ("equipoise_equinox_latency_error_seconds",) not in samples
         line.dispatcher.scheduler.mapper.learn(10, 10, Load(), latency=1.0)
-        assert self.exposition(scene)["equipoise_equinox_mapper_error", "latency_seconds"] > 0
+        assert self.exposition(scene)["equipoise_equinox_latency_error_seconds",] > 0
 
     async def test_the_error_of_predictions_is_shown_once_there_was_one(self, reporter, play):
         assert not any("prediction" in sample[0] for sample in self.exposition(reporter))

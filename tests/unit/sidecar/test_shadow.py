@@ -141,7 +141,7 @@ async def test_what_a_shadow_says_is_in_metrics_and_in_a_table(line):
     registry.register(Shadows())
     text = generate_latest(registry).decode()
     assert 'equipoise_shadow_compared_requests_total{algorithm="VTC"} 7.0' in text
-    assert 'equipoise_shadow_refusals_total{algorithm="RPM"} 4.0' in text
+    assert 'equipoise_shadow_rejections_total{algorithm="RPM"} 4.0' in text
     assert 'equipoise_shadow_running{algorithm="VTC"} 1.0' in text
     assert 'equipoise_shadow_wait_change_seconds{algorithm="VTC"}' in text
     printed = table(TABLES["shadows"](line.dispatcher, now()))
