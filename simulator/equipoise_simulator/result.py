@@ -27,6 +27,7 @@ from equipoise_scheduling.measures import (
 )
 from equipoise_scheduling.request import Outcome
 from equipoise_simulator.holistic import jain_holistic
+from equipoise_simulator.shortfall import accumulated_by_tenant, difference_by_tenant
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -113,8 +114,11 @@ class Result:
 
     def accumulated(self, metric: Metric = "token") -> float:
         """Return the largest accumulated difference while calls arrived, looked at every 5 s."""
-        ticks = [5.0 * tick for tick in range(math.ceil(self.workload.seconds / 5.0))]
-        return accumulated_difference(dict(self._series(metric)), ticks)
+        return accumulated_difference(dict(self._series(metric)), self._accumulated_ticks)
+
+    @property
+    def _accumulated_ticks(self) -> list[float]:
+        return [5.0 * tick for tick in range(math.ceil(self.workload.seconds / 5.0))]
 
     def service(self, tenant: str) -> float:
         """Return what a tenant was delivered while calls arrived, over its weight."""
@@ -147,6 +151,10 @@ class Result:
         for record in self.records:
             by_tenant[record.tenant].append(record)
         contended = jain_over_time(dict(self.series), self.workload.ticks)
+        differences = difference_by_tenant(dict(self._series(metric)), self.workload.ticks)
+        accumulated = accumulated_by_tenant(dict(self._series(metric)), self._accumulated_ticks)
+        service = {name: self.service(name) * self.weights[name] for name in self.series}
+        served = sum(service.values()) or 1.0
         document = {
             "scheduler": self.label,
             "workload": self.workload.name,
@@ -171,10 +179,13 @@ class Result:
             "tenants": {
                 name: {
                     "weight": self.weights[name],
-                    "service": self.service(name) * self.weights[name],
+                    "service": service[name],
                     "tokens_per_second": _tokens(records) / self.simulated_seconds
                     if self.simulated_seconds
                     else 0.0,
+                    "service_difference": asdict(differences[name]),
+                    "accumulated_difference_max": accumulated[name],
+                    "gpu_utilisation": self.gpu_utilisation * service[name] / served,
                     **self._measures(records),
                 }
                 for name, records in sorted(by_tenant.items())

@@ -49,6 +49,9 @@ RUN_KEYS = {
 TENANT_KEYS = {
     "requests",
     "tokens_per_second",
+    "service_difference",
+    "accumulated_difference_max",
+    "gpu_utilisation",
     "queue_delay_seconds",
     "ttft_seconds",
     "tpot_seconds",
@@ -91,6 +94,37 @@ def test_json_holds_a_run_a_scheduler_with_every_measure_for_all_and_for_each_te
         assert all(tenant.keys() >= TENANT_KEYS for tenant in run["tenants"].values())
     assert runs[0]["bound"] is None
     assert runs[1]["bound"]["met"]
+
+
+@pytest.mark.parametrize("metric", ["token", "artifact"])
+@pytest.mark.parametrize("scheduler", ["FCFS", "Equipoise", "RPM:limit=30", "FairServe:userLimit=50"])
+def test_the_tenants_figures_add_up_to_the_runs(scheduler, metric):
+    run = simulate(suite("mixed_slo").first(90), scheduler).document(metric)
+    tenants = run["tenants"].values()
+
+    def total(key):
+        return sum(tenant[key] for tenant in tenants)
+
+    requests = run["requests"]
+    assert requests["arrived"] == sum(
+        (
+            requests["finished"],
+            requests["cancelled"],
+            requests["expired"],
+            *requests["rejected"].values(),
+        )
+    )
+    for key in ("arrived", "finished", "cancelled", "expired"):
+        assert requests[key] == sum(tenant["requests"][key] for tenant in tenants), key
+    for reason, count in requests["rejected"].items():
+        assert count == sum(tenant["requests"]["rejected"].get(reason, 0) for tenant in tenants)
+    for key in ("tokens_per_second", "gpu_utilisation", "wasted_tokens"):
+        assert total(key) == pytest.approx(run[key]), key
+    means = [tenant["service_difference"]["mean"] for tenant in tenants]
+    assert sum(means) == pytest.approx(run["service_difference"]["mean"])
+    assert max(tenant["accumulated_difference_max"] for tenant in tenants) == pytest.approx(
+        run["accumulated_difference_max"]
+    )
 
 
 def test_the_table_has_a_line_a_scheduler_and_a_line_a_tenant(trace):
