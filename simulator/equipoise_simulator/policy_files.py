@@ -1,4 +1,4 @@
-"""Contenders from the real objects: a FairnessPolicy and its Tenants, as YAML files.
+"""Contenders from the real objects: a FairnessPolicy and its Tenants, as YAML files, applied or as `kubectl get` prints them.
 
 A Tenant is the trace's tenant of the same name, `name` or `namespace/name`. Which Tenants count, and for how much, is
 the policy's word, as in a cluster.
@@ -29,23 +29,41 @@ class PolicyFileError(ValueError):
     """A file that cannot be taken: which, which object and field, and why."""
 
 
-def read_contender(policy_file: Path, tenants_folder: Path | None) -> Contender:
-    """Read a policy and the Tenants beside it. PolicyFileError names file and field; OSError as usual."""
+def read_contender(policy_file: Path, tenants_path: Path | None) -> Contender:
+    """Read a policy and its Tenants, from a folder or a file. PolicyFileError names file and field; OSError as usual."""
     documents = _documents(policy_file)
     policies = [
         _parsed(policy_file, FairnessPolicy, each) for each in documents if each["kind"] == "FairnessPolicy"
     ]
     if len(policies) != 1:
         raise PolicyFileError(f"{policy_file}: holds {len(policies)} FairnessPolicies: name a file with one")
-    tenants = list(_tenants(policy_file, documents))
-    if tenants_folder is not None:
-        files = sorted(path for path in tenants_folder.iterdir() if path.suffix in {".yaml", ".yml"})
-        if not files:
-            raise PolicyFileError(f"{tenants_folder}: holds no YAML files")
-        for file in files:
-            if file.resolve() != policy_file.resolve():
-                tenants += _tenants(file, _documents(file))
-    return contender_of(policies[0], tenants)
+    tenants = {policy_file: list(_tenants(policy_file, documents))}
+    for file in _files(tenants_path):
+        if file.resolve() != policy_file.resolve():
+            tenants[file] = list(_tenants(file, _documents(file)))
+    if tenants_path is not None and not any(tenants.values()):
+        raise PolicyFileError(f"{tenants_path}: holds no Tenants")
+    seen: dict[tuple[str, str], Path] = {}
+    for file, found in tenants.items():
+        for tenant in found:
+            key = (tenant.metadata.namespace, tenant.metadata.name)
+            if key in seen:
+                raise PolicyFileError(
+                    f"{file}: Tenant {'/'.join(key)} is in {seen[key]} too: leave one of them out"
+                )
+            seen[key] = file
+    return contender_of(policies[0], [tenant for found in tenants.values() for tenant in found])
+
+
+def _files(path: Path | None) -> list[Path]:
+    if path is None:
+        return []
+    if not path.is_dir():
+        return [path]
+    files = sorted(each for each in path.iterdir() if each.suffix in {".yaml", ".yml", ".json"})
+    if not files:
+        raise PolicyFileError(f"{path}: holds no YAML files")
+    return files
 
 
 def contender_of(policy: FairnessPolicy, tenants: Iterable[Tenant]) -> Contender:
@@ -59,7 +77,7 @@ def contender_of(policy: FairnessPolicy, tenants: Iterable[Tenant]) -> Contender
             continue
         weight = min(tenant.spec.weight, spec.tenants.max_weight) if foreign else tenant.spec.weight
         made = TenantRules(
-            settings=tenant_settings(weight, tenant.spec.limits),
+            settings=tenant_settings(weight, tenant.spec.limits, tenant.spec.applications),
             limits=tenant.spec.limits,
             slo=tenant.spec.slo,
             applications={each.name: each.slo for each in tenant.spec.applications if each.slo is not None},
@@ -95,10 +113,22 @@ def _documents(path: Path) -> list[dict[str, Any]]:
         ]
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise PolicyFileError(f"{path}: {error}") from None
+    objects: list[dict[str, Any]] = []
     for each in documents:
-        if not isinstance(each, dict) or not isinstance(each.get("kind"), str):
-            raise PolicyFileError(f"{path}: every document must be a Kubernetes object with a kind")
-    return documents
+        _check_object(path, each)
+        if each["kind"] == "List":
+            items = each.get("items")
+            for item in items if isinstance(items, list) else ():
+                _check_object(path, item)
+                objects.append(item)
+        else:
+            objects.append(each)
+    return objects
+
+
+def _check_object(path: Path, document: object) -> None:
+    if not isinstance(document, dict) or not isinstance(document.get("kind"), str):
+        raise PolicyFileError(f"{path}: every document must be a Kubernetes object with a kind")
 
 
 def _tenants(path: Path, documents: list[dict[str, Any]]) -> Iterable[Tenant]:

@@ -162,3 +162,40 @@ def test_a_folder_without_tenants_is_refused(contender, tmp_path):
     contender("")
     with pytest.raises(PolicyFileError, match="holds no YAML files"):
         read_contender(tmp_path / "policy.yaml", tmp_path / "tenants")
+    (tmp_path / "tenants" / "secret.yaml").write_text("kind: Secret\n")
+    with pytest.raises(PolicyFileError, match="tenants: holds no Tenants"):
+        read_contender(tmp_path / "policy.yaml", tmp_path / "tenants")
+
+
+def test_the_list_that_kubectl_get_prints_is_read(contender, tmp_path):
+    """`kubectl get tenants -o yaml > tenants/all.yaml`, with what the API server adds."""
+    items = "".join(
+        f"- kind: Tenant\n  metadata: {{name: {name}, namespace: inference, uid: a, resourceVersion: '7'}}\n"
+        f"  spec: {{weight: {weight}}}\n  status: {{observedGeneration: 1}}\n"
+        for name, weight in (("blue", 3), ("green", 2))
+    )
+    made = contender("", f"apiVersion: v1\nkind: List\nitems:\n{items}")
+    assert {name: made.rules.of(name).settings.weight for name in ("blue", "green")} == {
+        "blue": 3,
+        "green": 2,
+    }
+    (tmp_path / "list.yaml").write_text("kind: List\nitems: [4]\n")
+    with pytest.raises(PolicyFileError, match="every document must be a Kubernetes object"):
+        read_contender(tmp_path / "policy.yaml", tmp_path / "list.yaml")
+
+
+def test_tenants_come_from_one_file_too(contender, tmp_path):
+    contender("")
+    file = tmp_path / "team.yaml"
+    file.write_text(tenant("blue", weight=5))
+    assert read_contender(tmp_path / "policy.yaml", file).rules.of("blue").settings.weight == 5
+
+
+def test_a_tenant_that_is_there_twice_is_refused(contender):
+    with pytest.raises(PolicyFileError, match=r"1\.yaml: Tenant inference/blue is in .*0\.yaml too"):
+        contender("", tenant("blue", weight=5), tenant("blue", weight=2))
+
+
+def test_declared_applications_reach_the_scheduler(contender):
+    made = contender("", tenant("blue", applications="[{name: rag, expectedInputTokens: 700}]"))
+    assert made.rules.of("blue").settings.applications["rag"].expected_input == 700
