@@ -10,11 +10,12 @@ Source: Ying1123/VTC-artifact (Apache-2.0), described in arXiv 2401.00588, secti
 
 from __future__ import annotations
 
-import heapq
 from typing import TYPE_CHECKING
 
+from typing_extensions import override
+
 from equipoise_scheduling.request import Reason, Refusal
-from equipoise_simulator.engine_model import steps_to_cover
+from equipoise_simulator.decoding import DecodingEngine, seconds_of, steps_to_cover
 from equipoise_simulator.sequence import Sequence, SequenceState, Step
 
 if TYPE_CHECKING:
@@ -27,21 +28,13 @@ PASS_EVERY = 10
 PREFILL_TOKENS = 3_072
 
 
-class ArtifactEngine:
+class ArtifactEngine(DecodingEngine):
     """Runs what it is given; `open` says when a pass may add to it. O(1) a step, O(log n) an end."""
 
     def __init__(self, profile: Profile) -> None:
-        self.profile = profile
-        self.preemptions = 0
-        self.recomputed_tokens = 0
+        super().__init__(profile)
         self._added: list[Sequence] = []
-        self._decoding: dict[Sequence, None] = {}
-        self._ends: list[tuple[int, int, Sequence]] = []
-        self._clock = 0
-        self._context = 0
         self._since_batch = 0
-        self._numbers = 0
-        self._step: Step | None = None
 
     @property
     def open(self) -> bool:
@@ -52,19 +45,6 @@ class ArtifactEngine:
     def running(self) -> int:
         """Sequences that hold memory."""
         return len(self._decoding) + len(self._added)
-
-    def generated(self, sequence: Sequence) -> int:
-        """Return the tokens generated so far."""
-        if sequence.state is SequenceState.DECODING:
-            return sequence.generated_at_join + self._clock - sequence.joined
-        return sequence.generated_at_join
-
-    def decoded(self) -> list[tuple[Sequence, int]]:
-        """Return the sequences that decode, with the tokens generated so far."""
-        clock = self._clock
-        return [
-            (sequence, sequence.generated_at_join + clock - sequence.joined) for sequence in self._decoding
-        ]
 
     def add(self, sequence: Sequence) -> bool:
         """Take a sequence into the batch that is prefilled next."""
@@ -93,6 +73,7 @@ class ArtifactEngine:
             batch, self._added = self._added, []
             for sequence in batch:
                 sequence.state = SequenceState.PREFILLING
+                sequence.context_at_join = sequence.prompt_tokens
             tokens = sum(sequence.prompt_tokens for sequence in batch)
             seconds = profile.step_seconds(tokens, 0, 0)
             chunks = [(sequence, sequence.prompt_tokens) for sequence in batch]
@@ -108,59 +89,24 @@ class ArtifactEngine:
             steps = min(steps, PASS_EVERY - self._since_batch)
         if until is None:
             steps = 1
-        elif until - now < steps * seconds + growth * steps * (steps - 1) / 2:
+        elif until - now < seconds_of(steps, seconds, growth):
             steps = min(steps, steps_to_cover(until - now, seconds, growth))
         self._clock += steps
         self._since_batch += steps
         self._context += count * steps
-        ends = now + steps * seconds + growth * steps * (steps - 1) / 2
-        self._step = Step(now, ends, steps, 0, [])
+        self._step = Step(now, now + seconds_of(steps, seconds, growth), steps, 0, [])
         return self._step
 
+    @override
     def finish(self) -> Step:
-        """End the step under way and return it with its events."""
-        step, self._step = self._step, None
-        assert step is not None, "no step is under way"
-        step.advanced = list(self._decoding) if step.count else []
-        while self._ends and self._ends[0][0] <= self._clock:
-            at, _, sequence = heapq.heappop(self._ends)
-            if sequence.state is SequenceState.DECODING and sequence.ends == at:
-                self._end(sequence, step)
-        for sequence, _ in step.prefilled:
-            if sequence.state is SequenceState.PREFILLING:
-                self._join(sequence, step)
+        step = super().finish()
         if step.prefilled:
             self._since_batch = 0
         return step
 
-    def _steps_to_next_end(self) -> int:
-        while self._ends[0][2].state is not SequenceState.DECODING:
-            heapq.heappop(self._ends)
-        return self._ends[0][0] - self._clock
-
-    def _join(self, sequence: Sequence, step: Step) -> None:
-        sequence.state = SequenceState.DECODING
-        sequence.generated_at_join = 1
-        sequence.joined = self._clock
-        sequence.context_at_join = sequence.prompt_tokens
-        sequence.ends = self._clock + sequence.output_tokens - 1
-        self._decoding[sequence] = None
-        self._context += sequence.prompt_tokens
-        step.first.append(sequence)
-        if sequence.output_tokens == 1:
-            self._end(sequence, step)
-        else:
-            heapq.heappush(self._ends, (sequence.ends, sequence.number, sequence))
-
-    def _end(self, sequence: Sequence, step: Step) -> None:
-        self._leave(sequence)
-        sequence.generated_at_join = sequence.output_tokens
-        sequence.state = SequenceState.FINISHED
-        step.finished.append(sequence)
-
-    def _leave(self, sequence: Sequence) -> None:
-        del self._decoding[sequence]
-        self._context -= sequence.prompt_tokens + self._clock - sequence.joined
+    @override
+    def _prefilled(self, sequence: Sequence, tokens: int, step: Step) -> None:
+        self._join(sequence, step)
 
 
 class ArtifactGate:

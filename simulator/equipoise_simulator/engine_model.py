@@ -11,19 +11,19 @@ One step, as in vLLM's scheduler:
 
 Differences from vLLM: a prompt's blocks are taken whole when it is admitted, not chunk by chunk; there is no prefix cache.
 
-Cost: O(1) a step plus O(log n) for each admission and end, however many sequences decode. What a decoding sequence
-holds follows from the *clock*, a count of decode steps: it was at `context_at_join` tokens when the clock stood at
-`joined`, so it needs a block whenever the clock is congruent to `joined - context_at_join` modulo the block size, and
-ends at a clock that is known when it joins. So stretches in which nothing changes are taken in one jump.
+Cost: O(1) a step plus O(log n) for each admission and end, however many sequences decode: by the clock of `decoding`,
+a sequence needs a block whenever that is congruent to `joined - context_at_join` modulo the block size.
 """
 
 from __future__ import annotations
 
 import heapq
-import math
 from collections import deque
 from typing import TYPE_CHECKING
 
+from typing_extensions import override
+
+from equipoise_simulator.decoding import DecodingEngine, seconds_of, steps_to_cover
 from equipoise_simulator.sequence import Sequence, SequenceState, Step
 
 if TYPE_CHECKING:
@@ -32,35 +32,27 @@ if TYPE_CHECKING:
     from equipoise_simulator.profiles import Profile
 
 
-class EngineModel:
+class EngineModel(DecodingEngine):
     """vLLM's scheduler and KV pool on a `Profile`.
 
-    `begin` plans and starts a step, `finish` ends it; `add` and `abort` may come at any time. The caller owns the clock.
+    `add` and `abort` may come at any time.
     Invariants: free blocks plus the blocks of running sequences are the pool; a sequence is in exactly one place.
     """
 
     def __init__(
         self, profile: Profile, *, priority_scheduling: bool = False, max_num_queued_reqs: int | None = None
     ) -> None:
-        self.profile = profile
+        super().__init__(profile)
         self.priority_scheduling = priority_scheduling
         self.max_num_queued_reqs = max_num_queued_reqs
         self.free_blocks = profile.kv_blocks
-        self.preemptions = 0
-        self.recomputed_tokens = 0
         self._block = profile.block_size
         self._waiting_fcfs: deque[Sequence] = deque()
         self._waiting_heap: list[Sequence] = []
         self._waiting_count = 0
         self._running: dict[Sequence, None] = {}
         self._prefilling: deque[Sequence] = deque()
-        self._decoding: dict[Sequence, None] = {}
-        self._ends: list[tuple[int, int, Sequence]] = []
         self._crossings = [0] * self._block
-        self._clock = 0
-        self._context = 0
-        self._numbers = 0
-        self._step: Step | None = None
 
     # -- what an observer sees
 
@@ -89,22 +81,9 @@ class EngineModel:
         """Whether `add` would refuse."""
         return self.max_num_queued_reqs is not None and self._waiting_count >= self.max_num_queued_reqs
 
-    def generated(self, sequence: Sequence) -> int:
-        """Return the tokens generated so far, those of a step under way included."""
-        if sequence.state is SequenceState.DECODING:
-            return sequence.generated_at_join + self._clock - sequence.joined
-        return sequence.generated_at_join
-
     def decoding(self) -> Iterable[Sequence]:
         """Return the sequences that decode, in order of joining."""
         return self._decoding.keys()
-
-    def decoded(self) -> list[tuple[Sequence, int]]:
-        """Return the sequences that decode, with the tokens generated so far."""
-        clock = self._clock
-        return [
-            (sequence, sequence.generated_at_join + clock - sequence.joined) for sequence in self._decoding
-        ]
 
     # -- what a client does
 
@@ -158,30 +137,11 @@ class EngineModel:
         count = 1
         if until is not None and not chunks and not preempted:
             count = self._jump(seconds, until - now)
-            seconds = count * seconds + profile.a3 * decode_seqs * count * (count - 1) / 2
+            seconds = seconds_of(count, seconds, profile.a3 * decode_seqs)
         self._clock += count
         self._context += decode_seqs * count
         self._step = Step(now, now + seconds, count, prefill_tokens, chunks, preempted)
         return self._step
-
-    def finish(self) -> Step:
-        """End the step under way and return it with its events."""
-        step, self._step = self._step, None
-        assert step is not None, "no step is under way"
-        step.advanced = list(self._decoding)
-        ends = self._ends
-        while ends and ends[0][0] <= self._clock:
-            at, _, sequence = heapq.heappop(ends)
-            if sequence.state is SequenceState.DECODING and sequence.ends == at:
-                self._end(sequence, step)
-        for sequence, tokens in step.prefilled:
-            if sequence.state is not SequenceState.PREFILLING:
-                continue  # aborted meanwhile
-            sequence.prefilled += tokens
-            if sequence.prefilled == sequence.context_at_join:
-                self._prefilling.popleft()
-                self._join(sequence, step)
-        return step
 
     # -- inside
 
@@ -259,27 +219,15 @@ class EngineModel:
             chunks.append((head, tokens))
         return chunks
 
-    def _join(self, sequence: Sequence, step: Step) -> None:
-        """Turn a sequence whose prompt is complete into a decoding one."""
-        sequence.generated_at_join += 1
-        step.first.append(sequence)
-        sequence.state = SequenceState.DECODING
-        sequence.joined = self._clock
-        sequence.ends = self._clock + sequence.output_tokens - sequence.generated_at_join
-        self._context += sequence.context_at_join
-        self._decoding[sequence] = None
-        self._crossings[(self._clock - sequence.context_at_join) % self._block] += 1
-        if sequence.ends == self._clock:
-            self._end(sequence, step)
-        else:
-            heapq.heappush(self._ends, (sequence.ends, sequence.number, sequence))
+    @override
+    def _prefilled(self, sequence: Sequence, tokens: int, step: Step) -> None:
+        sequence.prefilled += tokens
+        if sequence.prefilled == sequence.context_at_join:
+            self._prefilling.popleft()
+            self._crossings[(self._clock - sequence.context_at_join) % self._block] += 1
+            self._join(sequence, step)
 
-    def _end(self, sequence: Sequence, step: Step) -> None:
-        self._leave(sequence)
-        sequence.generated_at_join = sequence.output_tokens
-        sequence.state = SequenceState.FINISHED
-        step.finished.append(sequence)
-
+    @override
     def _leave(self, sequence: Sequence) -> None:
         """Give back all that a running sequence holds."""
         del self._running[sequence]
@@ -287,24 +235,18 @@ class EngineModel:
             self._prefilling.remove(sequence)
             self.free_blocks += self._blocks(sequence.context_at_join)
             return
-        del self._decoding[sequence]
-        context = sequence.context_at_join + self._clock - sequence.joined
-        self._context -= context
+        super()._leave(sequence)
         self._crossings[(sequence.joined - sequence.context_at_join) % self._block] -= 1
-        self.free_blocks += self._blocks(context)
+        self.free_blocks += self._blocks(self._held(sequence))
 
     def _jump(self, first_seconds: float, horizon: float) -> int:
         """Return how many decode steps to take at once; the blocks of all of them are taken here.
 
         The first step lasts `first_seconds`; each later one takes a3 * decoding sequences longer.
         """
-        while self._ends and (
-            self._ends[0][2].state is not SequenceState.DECODING or self._ends[0][2].ends != self._ends[0][0]
-        ):
-            heapq.heappop(self._ends)
-        count = self._ends[0][0] - self._clock
+        count = self._steps_to_next_end()
         growth = self.profile.a3 * len(self._decoding)
-        if horizon < count * first_seconds + growth * count * (count - 1) / 2:
+        if horizon < seconds_of(count, first_seconds, growth):
             count = min(count, steps_to_cover(horizon, first_seconds, growth))
         taken = 1  # the blocks of the first step are taken already
         cycles = min((count - taken) // self._block, self.free_blocks // len(self._decoding))
@@ -317,13 +259,3 @@ class EngineModel:
             self.free_blocks -= crossing
             taken += 1
         return taken
-
-
-def steps_to_cover(horizon: float, first: float, growth: float) -> int:
-    """Return the least k >= 1 with k*first + growth*k*(k-1)/2 >= horizon."""
-    if horizon <= first:
-        return 1
-    if growth == 0:
-        return math.ceil(horizon / first)
-    half = first - growth / 2
-    return max(1, math.ceil((math.sqrt(half * half + 2 * growth * horizon) - half) / growth))
