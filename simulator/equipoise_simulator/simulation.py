@@ -158,6 +158,7 @@ class _Run:
         """Step from event to event until nothing is left."""
         engine, scheduler = self.engine, self.scheduler
         artifact = self.engine if isinstance(self.engine, ArtifactEngine) else None
+        hand = self._handed.append if self.profile.plans_ahead else engine.add
         dispatched = 0.0
         while True:
             now = self.now
@@ -166,9 +167,10 @@ class _Run:
             if now >= self._tick:
                 self._pass_time()
             if scheduler.queued and (artifact is None or artifact.open):
-                self._dispatch()
+                self._dispatch(hand)
             until = self._next_event()
-            handed, self._handed = self._handed, []
+            handed = self._handed.copy()
+            self._handed.clear()
             one_step = handed or (artifact and artifact.open and scheduler.queued)
             step = engine.begin(now, until=now if one_step else until)
             for sequence in handed:
@@ -177,6 +179,11 @@ class _Run:
                 step = engine.begin(now, until=until)
             if step is not None:
                 dispatched = self.now = step.ends
+                if self.profile.plans_ahead:
+                    # What came while the step ran has reached the engine before it plans the next.
+                    self._arrive()
+                    if scheduler.queued:
+                        self._dispatch(engine.add)
                 self._deliver(engine.finish())
             elif scheduler.queued:
                 if now - dispatched > STUCK_SECONDS:
@@ -318,9 +325,9 @@ class _Run:
 
     # -- decisions
 
-    def _dispatch(self) -> None:
+    def _dispatch(self, hand: Callable[[Sequence], object]) -> None:
         self._sync()
-        now, scheduler, gate, engine = self.now, self.scheduler, self.gate, self.engine
+        now, scheduler, gate = self.now, self.scheduler, self.gate
         if self.artifact is not None:
             self.artifact.pass_begins()
 
@@ -338,10 +345,7 @@ class _Run:
                 arrival=now,
                 owner=record,
             )
-            if self.profile.plans_ahead:
-                self._handed.append(record.sequence)
-            else:
-                engine.add(record.sequence)
+            hand(record.sequence)
         self._collect_refused()
 
     def _collect_refused(self) -> None:

@@ -166,3 +166,15 @@ def test_a_profiles_latency_is_part_of_the_time_to_first_token():
         result = simulate(Workload(name="two", calls=calls, seconds=5), "FCFS", profile=profile)
         step = profile.step_seconds(100, 0, 0)
         assert [record.ttft for record in result.records] == pytest.approx([step + profile.latency] * 2)
+
+
+def test_an_engine_that_plans_ahead_takes_at_once_what_came_in_time_and_a_step_late_what_waited_for_an_end():
+    profile = dataclasses.replace(PROFILES["fast"], a0=1.0, a1=0, a2=0, a3=0, max_num_seqs=2, plans_ahead=True)
+
+    def call(name, arrival, output):
+        return Call(id=name, tenant="blue", arrival=arrival, prompt_tokens=10, output_tokens=output)
+
+    calls = (call("a", 0.0, 3), call("in time", 0.5, 5), call("waits", 0.6, 1))
+    result = simulate(Workload(name="three", calls=calls, seconds=9), "FCFS", profile=profile)
+    # a: steps 0-3. The second joins at 1. a's end at 3 is heard of after the step from 3 to 4 has begun.
+    assert [record.first_token for record in result.records] == pytest.approx([1.0, 2.0, 5.0])
