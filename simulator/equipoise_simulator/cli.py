@@ -168,26 +168,38 @@ def calibrate(
 def simulate(
     *,
     trace: Annotated[
-        Path | None, typer.Option(help="CSV of requests: arrival, tenant (if any), input and output tokens.")
+        Path | None,
+        typer.Option(
+            help="CSV of requests: arrival, tenant (if any), input and output tokens; - is standard input."
+        ),
     ] = None,
     suite: Annotated[
         str | None,
-        typer.Option(help="A named workload, e.g. overload, mixed_slo, interactions; real is of --trace."),
+        typer.Option(
+            help="A load that needs no file: overload, proportional, on_off_less, on_off_overload, poisson_short_long, "
+            "poisson_short_long_2, increase, dist_shift, overload_weighted, mixed_slo, interactions, interactions_open, "
+            "exfairs_1 to exfairs_5; or real, with --trace."
+        ),
     ] = None,
     scheduler: Annotated[
         list[str] | None,
         typer.Option(
-            help="TYPE[:PREDICTOR][:PARAMETER=VALUE]..., as VTC:oracle or Equipoise:noisy:band=2000; repeat it to compare. "
-            "Predictors: none, average, mixture, oracle, noisy."
+            help="FCFS, RoundRobin, RPM, LCF, DRR, VTC, FairServe, Equinox, ExFairS or Equipoise, with predictor (none, "
+            "average, mixture, oracle, noisy, tokens) and parameters after colons, as RPM:limit=5 or "
+            "Equipoise:noisy:band=2000; repeat it to compare. Default: Equipoise."
         ),
     ] = None,
     policy: Annotated[
         list[Path] | None, typer.Option(help="FairnessPolicy YAML; repeat it to compare.")
     ] = None,
-    tenants: Annotated[Path | None, typer.Option(help="Folder of Tenant YAML for --policy.")] = None,
+    tenants: Annotated[
+        Path | None, typer.Option(help="Folder (or file) of Tenant YAML for --policy.")
+    ] = None,
     gate: Annotated[
         Literal["reserve", "prompt", "peak"] | None,
-        typer.Option(help="What may be in flight. Default: the policy's, else peak."),
+        typer.Option(
+            help="What may be in flight. Default: the policy's, else peak. Profile papers has its own."
+        ),
     ] = None,
     metric: Annotated[
         Literal["token", "artifact"],
@@ -198,21 +210,34 @@ def simulate(
     profile: Annotated[
         str | None,
         typer.Option(
-            help="The engine: papers, fast, slow, large, or a JSON file of `equipoise calibrate`. Default: the suite's."
+            help="The engine: papers, fast, slow, large, or a JSON file of `equipoise calibrate`. Default: the suite's, "
+            "else fast."
         ),
     ] = None,
     seed: Annotated[int, typer.Option(help="Of generated loads, --split and the noisy predictor.")] = 0,
     split: Annotated[
-        int | None, typer.Option(help="Deal a trace without tenants to so many, by Zipf's law.", min=1)
+        int | None,
+        typer.Option(help="Deal a trace without tenants to so many, by Zipf's law.", min=1, max=100_000),
     ] = None,
     seconds: Annotated[
         float | None, typer.Option(help="Only what arrives in the first so many seconds.")
     ] = None,
-    load: Annotated[float | None, typer.Option(help="Of suite mixed_slo; 1.3 by default.", min=0.01)] = None,
-    arrival_column: Annotated[str | None, typer.Option(help="Seconds, or a time stamp.")] = None,
-    tenant_column: Annotated[str | None, typer.Option(help="Who sends.")] = None,
-    input_column: Annotated[str | None, typer.Option(help="Prompt tokens.")] = None,
-    output_column: Annotated[str | None, typer.Option(help="Generated tokens.")] = None,
+    load: Annotated[
+        float | None, typer.Option(help="Of suite mixed_slo; 1.3 by default.", min=0.01, max=100)
+    ] = None,
+    arrival_column: Annotated[
+        str | None,
+        typer.Option(help="Seconds, or a time stamp. Default: arrival_s, TIMESTAMP, timestamp or arrival."),
+    ] = None,
+    tenant_column: Annotated[
+        str | None, typer.Option(help="Who sends. Default: client or tenant, where there is one.")
+    ] = None,
+    input_column: Annotated[
+        str | None, typer.Option(help="Prompt tokens. Default: input_tokens or ContextTokens.")
+    ] = None,
+    output_column: Annotated[
+        str | None, typer.Option(help="Generated tokens. Default: output_tokens or GeneratedTokens.")
+    ] = None,
     format: Annotated[  # noqa: A002 - the option's name
         Literal["table", "json", "html"],
         typer.Option(help="Table for people, JSON for programs, HTML with plots."),
@@ -222,11 +247,17 @@ def simulate(
     """Replay a load against schedulers, and say what each tenant would have got.
 
     The schedulers, gate and predictors are the sidecar's own; the engine is a model of vLLM's continuous batching.
+
+    equipoise simulate --suite mixed_slo --scheduler FCFS --scheduler Equipoise
+
+    equipoise simulate --trace requests.csv --policy policy.yaml --tenants tenants/
     """
     from equipoise_simulator import command
     from equipoise_simulator.traces import Columns
 
     try:
+        if output is not None:
+            command.check_output(output, [each for each in (trace, tenants, *(policy or ())) if each])
         workload = command.workload_of(
             trace=trace,
             columns=Columns(
@@ -242,6 +273,8 @@ def simulate(
         for contender in contenders:
             if note := command.strangers(workload, contender):
                 typer.echo(note, err=True)
+        if note := command.idle_gate(workload, gate, profile):
+            typer.echo(note, err=True)
         report = command.run(
             workload,
             contenders,
@@ -251,9 +284,6 @@ def simulate(
             seed=seed,
             format_=format,
         )
-        if output is None:
-            print(report, end="")
-        else:
-            output.write_text(report, encoding="utf-8")
+        command.deliver(report, output)
     except (ValueError, OSError) as error:
         raise SystemExit(f"equipoise simulate: {error}") from None

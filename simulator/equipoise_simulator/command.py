@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import sys
+from collections import Counter
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from equipoise_api.policy import Algorithm
 from equipoise_simulator.contender import Contender
 from equipoise_simulator.policy_files import read_contender
-from equipoise_simulator.profiles import find_profile
+from equipoise_simulator.profiles import find_profile, profile_named
 from equipoise_simulator.simulation import simulate
 from equipoise_simulator.suites import suite
 from equipoise_simulator.table import text
@@ -46,13 +50,15 @@ def workload_of(
         raise ValueError("--split deals out a trace that names no tenants: leave out --suite")
     if suite_name is None and load is not None:
         raise ValueError("--load is suite mixed_slo's: give --suite mixed_slo")
+    if trace == Path("-"):
+        trace = Path("/dev/stdin")
     read = None if trace is None else read_trace(trace, columns)
     if suite_name is not None:
         made = suite(suite_name, seed=seed, trace=read, load=load)
     elif read is not None:
         made = from_trace(read, split=split, seed=seed)
     else:
-        raise ValueError("nothing to run: give --trace FILE or --suite NAME")
+        raise ValueError("nothing to run: give --trace FILE or --suite NAME, for example --suite mixed_slo")
     return made if seconds is None else made.first(seconds)
 
 
@@ -63,6 +69,13 @@ def contenders_of(
     if tenants is not None and not policies:
         raise ValueError("--tenants are a policy's: give --policy FILE too")
     found = [read_contender(policy, tenants) for policy in policies]
+    labels = Counter(contender.label for contender in found)
+    found = [
+        replace(contender, label=f"{contender.label} of {policy}")
+        if labels[contender.label] > 1
+        else contender
+        for contender, policy in zip(found, policies, strict=True)
+    ]
     found += [Contender.parse(name) for name in schedulers]
     return found or [Contender.parse(Algorithm().type)]
 
@@ -99,7 +112,42 @@ def run(
         from equipoise_simulator.page import page  # noqa: PLC0415 - the plots' library is slow to load
 
         return page(results, documents)
-    return text(documents)
+    return text(documents, shutil.get_terminal_size().columns if sys.stdout.isatty() else None)
+
+
+def check_output(output: Path, inputs: Sequence[Path]) -> None:
+    """Find out before the run whether the report can be written. ValueError says why not."""
+    if output.is_dir():
+        raise ValueError(f"--output {output} is a folder: name a file in it")
+    if output.resolve() in {each.resolve() for each in inputs}:
+        raise ValueError(f"--output {output} would overwrite what is read: name another file")
+    if not output.parent.is_dir():
+        raise ValueError(f"--output {output}: there is no folder {output.parent}: make it first")
+    if not os.access(output if output.exists() else output.parent, os.W_OK):
+        raise ValueError(f"--output {output} cannot be written: check its permissions")
+
+
+def deliver(report: str, output: Path | None) -> None:
+    """Write the report to the file, or to standard output, whose reader may have seen enough before its end."""
+    if output is not None:
+        output.write_text(report, encoding="utf-8")
+        return
+    try:
+        sys.stdout.write(report)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the flush at exit would fail again
+
+
+def idle_gate(workload: Workload, gate: GateName | None, profile: str | None) -> str | None:
+    """Say that a gate was named which the engine at hand does not use."""
+    engine = profile_named(workload.profile) if profile is None else find_profile(profile)
+    if gate is None or gate == "peak" or engine.loop != "artifact":
+        return None
+    return (
+        f"profile {engine.name} has the VTC artifact's own gate, by peak and true lengths: --gate {gate} changes nothing;"
+        " --profile fast is the same engine with vLLM's loop, 1.24 times as fast"
+    )
 
 
 def strangers(workload: Workload, contender: Contender) -> str | None:

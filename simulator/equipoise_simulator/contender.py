@@ -74,7 +74,9 @@ class Contender:
         types = {known.lower(): known for known in get_args(AlgorithmType)}
         algorithm = types.get(kind.strip().lower())
         if algorithm is None or algorithm not in SCHEDULERS:
-            raise ValueError(f"scheduler {kind!r} is unknown: use one of {', '.join(SCHEDULERS)}")
+            raise ValueError(
+                f"scheduler {kind!r} is unknown: use one of {', '.join(SCHEDULERS)}; parameters as in RPM:limit=5"
+            )
         prediction = Prediction()
         foresight: Foresight | int | None = None
         parameters: dict[str, str] = {}

@@ -5,9 +5,10 @@ from __future__ import annotations
 import html
 import io
 import re
+import warnings
 from typing import TYPE_CHECKING, Any
 
-from equipoise_simulator.table import RUN_COLUMNS, TENANT_COLUMNS, tenant_rows
+from equipoise_simulator.table import RUN_COLUMNS, TENANT_COLUMNS, facts, notes, printable, tenant_rows
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -19,6 +20,10 @@ if TYPE_CHECKING:
 
 MOST_LINES = 8
 """Tenants drawn one by one in a plot of service; the others are summed up."""
+MOST_BOXES = 3 * MOST_LINES
+MOST_ROWS = 500
+"""Tenants in a table; JSON has all."""
+NO_METADATA = {"Date": None, "Creator": None, "Format": None, "Type": None}
 
 STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 78rem; padding: 0 1rem; color: #1b1f24; }
@@ -32,23 +37,22 @@ p.note { color: #57606a; } details { margin: 0.6rem 0; }
 
 def page(results: Sequence[Result], documents: Sequence[Document]) -> str:
     """Return the page. `documents` are the results' own, in the same order."""
-    first = documents[0]
-    title = f"{first['workload']}: {', '.join(run['scheduler'] for run in documents)}"
-    facts = (
-        f"{first['requests']['arrived']:,} requests of {len(first['tenants']):,} tenants in {first['seconds']:,.0f} s;"
-        f" profile {first['profile']}, gate {first['gate']}, metric {first['metric']}."
-    )
+    title = f"{printable(documents[0]['workload'])}: {', '.join(printable(run['scheduler']) for run in documents)}"
     wide = max(1, len(results))
     parts = [
-        f"<h1>{html.escape(title)}</h1><p>{html.escape(facts)}</p>",
+        f"<h1>{html.escape(title)}</h1><p>{html.escape(facts(documents))}</p>",
         _table(RUN_COLUMNS, documents),
+        *(f"<p>{html.escape(note)}</p>".replace("\n", "<br>") for note in notes(documents)),
         (
             "<p class=note>Times in seconds; service in weighted tokens; difference and accumulated: how far tenants that"
             " wanted more were behind the best served one, in weighted tokens a second and in all.</p>"
         ),
         "<h2>Service over time</h2><p class=note>Weighted tokens a second over the tenant's weight, in a sliding minute.</p>",
         _plot(_service, results, columns=min(wide, 2)),
-        "<h2>Time to first token</h2>",
+        (
+            "<h2>Time to first token</h2><p class=note>Of all requests that arrived: a line ends below 1 by the share that got"
+            " none.</p>"
+        ),
         _plot(_ttft, [results], columns=1),
         (
             "<h2>Jain's index over time</h2><p class=note>Of what tenants got in a minute over what they were entitled to (the"
@@ -57,15 +61,13 @@ def page(results: Sequence[Result], documents: Sequence[Document]) -> str:
         _plot(_jain, [results], columns=1),
         (
             "<h2>Waits by tenant</h2><p class=note>Wait in the queue: box from quartile to quartile, whiskers from the 1st"
-            " to the 99th percentile.</p>"
+            " to the 99th percentile"
+            f"{_of_the_most(results)}.</p>"
         ),
         _plot(_waits, results, columns=min(wide, 2)),
         "<h2>Tenants</h2>",
     ]
-    parts += [
-        f"<details open><summary>{html.escape(run['scheduler'])}</summary>{_table(TENANT_COLUMNS, tenant_rows(run))}</details>"
-        for run in documents
-    ]
+    parts += [_tenants(run) for run in documents]
     body = "\n".join(parts)
     return (
         f"<!doctype html><html lang=en><meta charset=utf-8><title>{html.escape(title)}</title>"
@@ -73,8 +75,22 @@ def page(results: Sequence[Result], documents: Sequence[Document]) -> str:
     )
 
 
+def _of_the_most(results: Sequence[Result]) -> str:
+    tenants = max(len(result.series) for result in results)
+    return (
+        f"; the {MOST_BOXES} of {tenants:,} tenants that asked for the most" if tenants > MOST_BOXES else ""
+    )
+
+
+def _tenants(run: Document) -> str:
+    rows = tenant_rows(run, MOST_ROWS)
+    more = len(run["tenants"]) - len(rows)
+    summary = printable(run["scheduler"]) + (f" ({more:,} more tenants in JSON)" if more else "")
+    return f"<details open><summary>{html.escape(summary)}</summary>{_table(TENANT_COLUMNS, rows)}</details>"
+
+
 def _table(columns: Sequence[Column], rows: Sequence[Document]) -> str:
-    head = "".join(f"<th>{html.escape(name)}</th>" for name, _ in columns)
+    head = "".join(f"<th>{html.escape(title)}</th>" for title, _ in columns)
     lines = "".join(
         "<tr>" + "".join(f"<td>{html.escape(show(row))}</td>" for _, show in columns) + "</tr>"
         for row in rows
@@ -84,7 +100,8 @@ def _table(columns: Sequence[Column], rows: Sequence[Document]) -> str:
 
 def _plot(draw: Callable[[Axes, Any], None], items: Sequence[Any], *, columns: int) -> str:
     """Draw one plot an item in a grid, as SVG text."""
-    from matplotlib.backends.backend_svg import FigureCanvasSVG  # noqa: PLC0415 - a second to load
+    from matplotlib import rc_context  # noqa: PLC0415 - a second to load
+    from matplotlib.backends.backend_svg import FigureCanvasSVG  # noqa: PLC0415
     from matplotlib.figure import Figure  # noqa: PLC0415
 
     lines = -(-len(items) // columns)
@@ -99,21 +116,24 @@ def _plot(draw: Callable[[Axes, Any], None], items: Sequence[Any], *, columns: i
             axes.set_visible(False)
     grid.flat[0].set_ylim(bottom=0)  # after all were drawn: they share the axis
     out = io.StringIO()
-    figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
+    # text as text, in the reader's fonts, whatever script a name is in; the same drawing has the same bytes
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "equipoise"}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font", category=UserWarning)
+        figure.savefig(out, format="svg", metadata=NO_METADATA)
     drawing = out.getvalue()
     return re.sub(r"^.*?(?=<svg)", "", drawing, flags=re.DOTALL)
 
 
-def _plain(name: str) -> str:
+def _plain(label: str) -> str:
     """Return a label that matplotlib takes as it is: a dollar would begin a formula, an underscore hide the line."""
-    escaped = name.replace("$", r"\$")
+    escaped = printable(label).replace("$", r"\$")
     return "\N{ZERO WIDTH SPACE}" + escaped if escaped.startswith("_") else escaped
 
 
 def _by_demand(result: Result) -> list[str]:
     """Return tenants, those that asked for the most first: the same order whatever the scheduler."""
-    asked = {name: series.demanded(0.0, float("inf")) for name, series in result.series.items()}
-    return sorted(asked, key=lambda name: (-asked[name], name))
+    asked = {tenant: series.demanded(0.0, float("inf")) for tenant, series in result.series.items()}
+    return sorted(asked, key=lambda tenant: (-asked[tenant], tenant))
 
 
 def _service(axes: Axes, result: Result) -> None:
@@ -121,14 +141,14 @@ def _service(axes: Axes, result: Result) -> None:
     window = min(60.0, seconds)
     times = [seconds * step / 120 for step in range(121) if seconds * step / 120 >= window / 4]
 
-    def rates(name: str) -> list[float]:
-        series = result.series[name]
+    def rates(tenant: str) -> list[float]:
+        series = result.series[tenant]
         return [series.received(max(0.0, at - window), at) / min(window, at) for at in times]
 
     names = _by_demand(result)
-    for name in names[:MOST_LINES]:
-        axes.plot(times, rates(name), label=_plain(name), linewidth=1.2)
-    rest = [rates(name) for name in names[MOST_LINES:]]
+    for tenant in names[:MOST_LINES]:
+        axes.plot(times, rates(tenant), label=_plain(tenant), linewidth=1.2)
+    rest = [rates(tenant) for tenant in names[MOST_LINES:]]
     if rest:
         mean = [sum(column) / len(rest) for column in zip(*rest, strict=True)]
         axes.plot(times, mean, label=f"mean of {len(rest)} more", color="grey", linestyle=":")
@@ -166,13 +186,13 @@ def _waits(axes: Axes, result: Result) -> None:
     for record in result.records:
         if record.queue_delay is not None:
             waits.setdefault(record.tenant, []).append(record.queue_delay)
-    names = [name for name in _by_demand(result) if name in waits][: 3 * MOST_LINES]
+    names = [each for each in _by_demand(result) if each in waits][:MOST_BOXES]
     if names:
         axes.boxplot(
-            [waits[name] for name in names],
+            [waits[each] for each in names],
             whis=(1, 99),
             sym="",
-            tick_labels=[_plain(name) for name in names],
+            tick_labels=[_plain(each) for each in names],
         )
         axes.tick_params(axis="x", labelrotation=90, labelsize=7)
     axes.set(title=_plain(result.label), ylabel="s", yscale="symlog")

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from rich.cells import cell_len
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 MOST_TENANTS = 30
 """Tenants shown, those with the most requests first; JSON has all."""
+
+LONGEST_NAME = 60
+GAP = "  "
 
 Document = dict[str, Any]
 Column = tuple[str, "Callable[[Document], str]"]
@@ -24,6 +29,14 @@ def percent(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.1f}"
 
 
+def printable(name: str) -> str:
+    """Return a name from a trace or a policy fit to print: what a terminal would obey is escaped, what is very long cut."""
+    plain = "".join(
+        char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in name
+    )
+    return plain if len(plain) <= LONGEST_NAME else f"{plain[: LONGEST_NAME - 1]}\N{HORIZONTAL ELLIPSIS}"
+
+
 def _rejected(run: Document) -> str:
     return f"{sum(run['requests']['rejected'].values()):,}"
 
@@ -36,7 +49,7 @@ def _bound(run: Document) -> str:
 
 
 RUN_COLUMNS: list[Column] = [
-    ("scheduler", lambda run: run["scheduler"]),
+    ("scheduler", lambda run: printable(run["scheduler"])),
     ("tok/s", lambda run: number(run["tokens_per_second"], 0)),
     (
         "difference max/mean",
@@ -61,7 +74,7 @@ RUN_COLUMNS: list[Column] = [
 ]
 
 TENANT_COLUMNS: list[Column] = [
-    ("tenant", lambda row: row["tenant"]),
+    ("tenant", lambda row: printable(row["tenant"])),
     ("weight", lambda row: f"{row['weight']:g}"),
     ("arrived", lambda row: f"{row['requests']['arrived']:,}"),
     ("finished", lambda row: f"{row['requests']['finished']:,}"),
@@ -74,47 +87,87 @@ TENANT_COLUMNS: list[Column] = [
 ]
 
 
-def text(runs: Sequence[Document]) -> str:
-    """Return all runs as plain text. Seconds, tokens, weighted tokens (service) and weighted tokens/s (difference)."""
-    first = runs[0]
-    parts = [
-        (
-            f"{first['workload']}: {first['requests']['arrived']:,} requests in {first['seconds']:,.0f} s, "
-            f"profile {first['profile']}, gate {first['gate']}, metric {first['metric']}"
-        ),
-        aligned(RUN_COLUMNS, runs),
-    ]
+def text(runs: Sequence[Document], width: int | None = None) -> str:
+    """Return all runs as plain text, in lines of at most `width` characters where that can be.
+
+    Seconds, tokens, weighted tokens (service) and weighted tokens/s (difference).
+    """
+    parts = [facts(runs), aligned(RUN_COLUMNS, runs, width), *notes(runs)]
     for run in runs:
-        rows = tenant_rows(run)
-        if len(rows) < 2:
+        rows = tenant_rows(run, MOST_TENANTS)
+        if len(run["tenants"]) < 2:
             continue
         more = len(run["tenants"]) - len(rows)
         parts += [
-            f"{run['scheduler']}, by tenant" + (f" ({more:,} more in JSON)" if more else ""),
-            aligned(TENANT_COLUMNS, rows),
+            f"{printable(run['scheduler'])}, by tenant" + (f" ({more:,} more in JSON)" if more else ""),
+            aligned(TENANT_COLUMNS, rows, width),
         ]
     return "\n\n".join(parts) + "\n"
 
 
-def tenant_rows(run: Document) -> list[Document]:
-    """Return a row a tenant with its share of all service, those with the most requests first, at most `MOST_TENANTS`."""
+def facts(runs: Sequence[Document]) -> str:
+    """Say what was run: the load, the engine, and the gates where they differ."""
+    first = runs[0]
+    arrived = [run["requests"]["arrived"] for run in runs]
+    sent = f"{min(arrived):,}" if len(set(arrived)) == 1 else f"{min(arrived):,} to {max(arrived):,}"
+    gates = [run["gate"] for run in runs]
+    gate = f"gate {gates[0]}" if len(set(gates)) == 1 else f"gates {', '.join(gates)}"
+    tenants = len({tenant for run in runs for tenant in run["tenants"]})
+    return (
+        f"{printable(first['workload'])}: {sent} requests of {tenants:,} tenant{'s' * (tenants != 1)} in {first['seconds']:,.0f} s, "
+        f"profile {printable(first['profile'])}, {gate}, metric {first['metric']}"
+    )
+
+
+def notes(runs: Sequence[Document]) -> list[str]:
+    """Say why requests were rejected, a line a scheduler that rejected some."""
+    lines = []
+    for run in runs:
+        rejected = run["requests"]["rejected"]
+        if rejected:
+            reasons = ", ".join(f"{count:,} {reason}" for reason, count in rejected.items())
+            lines.append(f"{printable(run['scheduler'])} rejected {reasons}")
+    return ["\n".join(lines)] if lines else []
+
+
+def tenant_rows(run: Document, most: int) -> list[Document]:
+    """Return a row a tenant with its share of all service, by name: `most` tenants, those with the most requests."""
     total = sum(tenant["service"] for tenant in run["tenants"].values()) or 1.0
     rows = [
-        {"tenant": name, "share": tenant["service"] / total, **tenant}
-        for name, tenant in run["tenants"].items()
+        {"tenant": tenant, "share": figures["service"] / total, **figures}
+        for tenant, figures in run["tenants"].items()
     ]
     rows.sort(key=lambda row: (-row["requests"]["arrived"], row["tenant"]))
-    return sorted(rows[:MOST_TENANTS], key=lambda row: row["tenant"])
+    return sorted(rows[:most], key=lambda row: row["tenant"])
 
 
-def aligned(columns: Sequence[Column], rows: Sequence[Document]) -> str:
-    """Lay rows out in columns, the first to the left, the others to the right."""
+def aligned(columns: Sequence[Column], rows: Sequence[Document], width: int | None = None) -> str:
+    """Lay rows out in columns, the first to the left, the others to the right.
+
+    What is wider than `width` goes on below, with the first column repeated.
+    """
     cells = [[head for head, _ in columns], *([show(row) for _, show in columns] for row in rows)]
-    widths = [max(len(line[place]) for line in cells) for place in range(len(columns))]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(width) if place == 0 else cell.rjust(width)
-            for place, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in cells
+    widths = [max(cell_len(line[place]) for line in cells) for place in range(len(columns))]
+    blocks: list[list[int]] = []
+    room = 0
+    for place in range(1, len(columns)):
+        needed = len(GAP) + widths[place]
+        if not blocks or needed > room:
+            blocks.append([0])
+            room = (width or sum(widths) + len(GAP) * len(widths)) - widths[0]
+        blocks[-1].append(place)
+        room -= needed
+    return "\n\n".join(
+        "\n".join(
+            _line([line[place] for place in block], [widths[place] for place in block]) for line in cells
+        )
+        for block in blocks
     )
+
+
+def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
+    spaces = [" " * (width - cell_len(cell)) for cell, width in zip(cells, widths, strict=True)]
+    first = cells[0] + spaces[0]
+    return GAP.join(
+        [first, *(space + cell for space, cell in zip(spaces[1:], cells[1:], strict=True))]
+    ).rstrip()

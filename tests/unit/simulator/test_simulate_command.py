@@ -2,19 +2,24 @@
 
 import io
 import json
+import os
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from equipoise_api.policy import Algorithm
 from equipoise_cli.main import app
+from equipoise_scheduling.registry import SCHEDULERS
 from equipoise_simulator import command
 from equipoise_simulator.page import page
 from equipoise_simulator.profiles import PROFILES, find_profile
 from equipoise_simulator.simulation import simulate
-from equipoise_simulator.suites import suite
-from equipoise_simulator.table import MOST_TENANTS, text
+from equipoise_simulator.suites import SUITES, suite
+from equipoise_simulator.table import MOST_TENANTS, RUN_COLUMNS, text
 
 TRACE = "at,who,prompt,answer\n" + "".join(
     f"{n / 2},team-{n % 3},{200 + 5 * n},{300 + n % 7}\n" for n in range(60)
@@ -201,6 +206,142 @@ def test_names_from_a_trace_cannot_break_the_page():
     written = page([result], [result.document()])
     assert "<script>" not in written
     assert "<b>" not in written
+
+
+def test_a_page_is_the_same_in_another_process(trace, tmp_path):
+    pages = []
+    for hash_seed in ("1", "2"):
+        out = tmp_path / f"{hash_seed}.html"
+        subprocess.run(
+            [
+                *(Path(sys.executable).parent / "equipoise", "simulate", "--trace", trace, *COLUMNS),
+                *("--scheduler", "Equinox", "--scheduler", "FairServe"),
+                *("--format", "html", "--output", out),
+            ],
+            env={**os.environ, "PYTHONHASHSEED": hash_seed},
+            check=True,
+        )
+        pages.append(out.read_bytes())
+    assert pages[0] == pages[1]
+
+
+def test_a_page_has_a_row_for_each_of_a_hundred_tenants_and_says_which_have_a_box():
+    from equipoise_simulator.traces import Row, Trace
+    from equipoise_simulator.workload import from_trace
+
+    rows = tuple(Row(n / 10, f"tenant-{n % 100:02d}", 10, 10) for n in range(200))
+    result = simulate(from_trace(Trace("many.csv", rows, 20.0)), "FCFS")
+    written = page([result], [result.document()])
+    assert all(f"<td>tenant-{n:02d}</td>" in written for n in range(100))
+    assert "the 24 of 100 tenants that asked for the most" in written
+    assert "mean of 92 more" in written  # text is text in the plots
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_name_in_any_script_is_drawn_without_a_warning():
+    from equipoise_simulator.traces import Row, Trace
+    from equipoise_simulator.workload import from_trace
+
+    rows = tuple(
+        Row(n / 10, ("\N{CJK UNIFIED IDEOGRAPH-540D}", "\x1b[31mred")[n % 2], 10, 10) for n in range(9)
+    )
+    result = simulate(from_trace(Trace("t.csv", rows, 1.0)), "FCFS")
+    written = page([result], [result.document()])
+    assert "\x1b" not in written
+    assert "\N{CJK UNIFIED IDEOGRAPH-540D}</text>" in written
+
+
+def test_a_name_cannot_command_the_terminal_nor_break_the_table():
+    from equipoise_simulator.traces import Row, Trace
+    from equipoise_simulator.workload import from_trace
+
+    names = ["\x1b[2Jgone", "two\nlines", "n" * 500, "\N{CJK UNIFIED IDEOGRAPH-540D}" * 2]
+    rows = tuple(Row(n / 10, names[n % 4], 10, 10) for n in range(8))
+    shown = text([simulate(from_trace(Trace("t.csv", rows, 1.0)), "FCFS").document()])
+    assert "\x1b" not in shown
+    lines = shown.splitlines()[-4:]
+    assert any(line.startswith("two\\nlines") for line in lines)
+    assert max(map(len, lines)) < 200
+    # a wide character takes two cells
+    ends = {len(line) + line.count("\N{CJK UNIFIED IDEOGRAPH-540D}") for line in lines}
+    assert len(ends) == 1
+
+
+def test_a_table_fits_the_terminal_as_far_as_a_column_does(trace):
+    result = simulate(suite("overload").first(10), "FCFS")
+    document = result.document()
+    for width in (120, 80, 40):
+        lines = [
+            line for line in text([document, document], width).splitlines()[2:] if "by tenant" not in line
+        ]
+        assert max(map(len, lines)) <= width
+    narrow = text([document], 60)
+    assert len(re.findall(r"^scheduler ", narrow, re.MULTILINE)) > 1
+    assert all(title in narrow for title, _ in RUN_COLUMNS)
+
+
+def test_what_was_rejected_is_told_with_its_reason(tmp_path):
+    path = tmp_path / "long.csv"
+    path.write_text("arrival,tenant,input_tokens,output_tokens\n0,a,5000,10\n1,a,10,10\n2,b,10,10\n")
+    done = equipoise("--trace", str(path), "--scheduler", "FCFS")
+    assert "FCFS rejected 1 never-fits\n" in done.stdout
+
+
+def test_a_report_that_cannot_be_written_is_said_before_the_run(trace, tmp_path, monkeypatch):
+    monkeypatch.setattr(command, "run", None)
+    for output, complaint in (
+        (tmp_path, "is a folder"),
+        (tmp_path / "none" / "r.html", "there is no folder"),
+        (Path(trace), "would overwrite what is read"),
+    ):
+        done = equipoise("--trace", trace, *COLUMNS, "--output", str(output))
+        assert done.exit_code == 1
+        assert complaint in str(done.exception) + done.output
+    assert Path(trace).read_text() == TRACE
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(trace):
+    command_line = [Path(sys.executable).parent / "equipoise", "simulate", "--trace", "-", *COLUMNS]
+    with subprocess.Popen(
+        [*command_line, "--format", "json", "--scheduler", "FCFS"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
+        process.stdout.close()
+        process.stdin.write(TRACE.encode())
+        process.stdin.close()
+        assert process.stderr.read() == b""
+        assert process.wait() == 0
+
+
+def test_a_gate_that_the_engine_does_not_use_is_named(trace):
+    def told(*options):
+        return equipoise("--suite", "overload", "--seconds", "2", "--scheduler", "FCFS", *options).stderr
+
+    assert "profile papers has the VTC artifact's own gate" in told("--gate", "reserve")
+    assert told("--gate", "reserve", "--profile", "fast") == told("--gate", "peak") == told() == ""
+
+
+def test_two_policies_of_one_name_can_be_told_apart(trace, tmp_path):
+    for file, kind in (("a.yaml", "VTC"), ("b.yaml", "VTC")):
+        (tmp_path / file).write_text(
+            "kind: FairnessPolicy\nmetadata: {name: chat}\n"
+            f"spec: {{target: {{selector: {{matchLabels: {{app: vllm}}}}}}, algorithm: {{type: {kind}}}}}\n"
+        )
+    policies = [tmp_path / "a.yaml", tmp_path / "b.yaml"]
+    labels = [contender.label for contender in command.contenders_of((), policies, None)]
+    assert labels == [f"chat (VTC) of {policy}" for policy in policies]
+    assert [each.label for each in command.contenders_of(("VTC",), policies[:1], None)] == [
+        "chat (VTC)",
+        "VTC",
+    ]
+
+
+def test_help_names_every_suite_and_scheduler():
+    shown = re.sub(r"[\s│]+", " ", equipoise("--help").stdout)
+    for name in (*SUITES, *SCHEDULERS):
+        assert re.sub(r"exfairs_[2-4]", "exfairs_1", name) in shown, name
 
 
 def test_many_tenants_are_shown_in_part():
