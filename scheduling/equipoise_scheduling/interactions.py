@@ -77,11 +77,6 @@ class Interactions:
         interaction = self._find(request)
         return interaction is not None and interaction.calls > 0
 
-    def changes(self, request: Request) -> bool:
-        """Say whether a dispatch of the request's interaction, or its undoing, can still change what has begun."""
-        interaction = self._find(request)
-        return interaction is not None and interaction.calls <= MOST_PREFERRED
-
     def waiting(self, request: Request) -> list[Request]:
         """Return the queued calls of the request's interaction, by arrival."""
         interaction = self._find(request)
@@ -90,18 +85,27 @@ class Interactions:
         return [call for _, call in sorted(interaction.waiting.items())]
 
     def affected(self, request: Request) -> list[Request]:
-        """Return the queued calls that the dispatch of `request`, or the undoing of it, may have made begun or not.
+        """Return the queued calls that the dispatch of `request`, or the undoing of it, made begun or not; by arrival.
 
-        Linear in the calls returned, which are few times many: the first dispatch, and the last that is preferred.
+        At most `MOST_PREFERRED` dispatches of an interaction look at what waits of it, and each call is returned for the first of
+        those with a smaller index, and for the last of all.
         """
         interaction = self._find(request)
-        if interaction is None or not interaction.waiting:
+        if interaction is None or not interaction.waiting or interaction.calls > MOST_PREFERRED:
             return []
+        waiting = self.waiting(request)
+        if interaction.calls >= MOST_PREFERRED - 1:
+            return waiting
         index = request.call_index
-        earlier = interaction.has_dispatched_before(index) or interaction.flying.count(index) > 1
-        if earlier and interaction.calls not in (MOST_PREFERRED, MOST_PREFERRED - 1):
-            return []
-        return self.waiting(request)
+        others = list(interaction.flying)
+        if index in others:
+            others.remove(index)
+        known = min((*others, *(() if interaction.least is None else (interaction.least,))), default=None)
+        return [
+            call
+            for call in waiting
+            if call.call_index > index and (known is None or call.call_index <= known)
+        ]
 
     def _find(self, request: Request) -> Interaction | None:
         if not request.interaction:

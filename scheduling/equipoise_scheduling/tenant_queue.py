@@ -52,23 +52,28 @@ class FifoQueue(TenantQueue):
     is cancelled leaves from anywhere.
     """
 
-    __slots__ = ("_heap",)
+    __slots__ = ("_gone", "_heap")
 
     def __init__(self) -> None:
         self._heap: list[tuple[int, Request]] = []
+        self._gone: set[int] = set()
+        """Numbers in the heap whose requests are not in the queue: one that comes back finds its old entry."""
         self._living: dict[int, float] = {}
         self._cost = 0.0
 
     @override
     def push(self, request: Request, expected_cost: float) -> None:
-        heappush(self._heap, (request.number, request))
+        if request.number in self._gone:
+            self._gone.discard(request.number)
+        else:
+            heappush(self._heap, (request.number, request))
         self._living[request.number] = expected_cost
         self._cost += expected_cost
 
     @override
     def head(self) -> Request:
-        while self._heap[0][0] not in self._living:
-            heappop(self._heap)
+        while self._heap[0][0] in self._gone:
+            self._gone.discard(heappop(self._heap)[0])
         return self._heap[0][1]
 
     @override
@@ -77,8 +82,12 @@ class FifoQueue(TenantQueue):
         if not self._living:
             self._cost = 0.0
             self._heap.clear()
+            self._gone.clear()
         elif self._heap[0][1] is request:
             heappop(self._heap)
-        elif len(self._heap) > 2 * len(self._living) + 16:
-            self._heap = [entry for entry in self._heap if entry[0] in self._living]
-            heapify(self._heap)
+        else:
+            self._gone.add(request.number)
+            if len(self._gone) > len(self._living) + 16:
+                self._heap = [entry for entry in self._heap if entry[0] not in self._gone]
+                self._gone.clear()
+                heapify(self._heap)

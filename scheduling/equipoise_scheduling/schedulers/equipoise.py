@@ -302,14 +302,8 @@ class Equipoise(VTC):
         return super()._dispatch(request, now)
 
     def _interaction_moved(self, request: Request) -> None:
-        """Place the waiting calls of its interaction anew: it has begun, or a dispatch was undone.
-
-        Past `MOST_PREFERRED` calls nothing changes any more: one endless interaction must not cost each dispatch a look at
-        everything that waits.
-        """
-        if not self.books.interactions.changes(request):
-            return
-        for call in self.books.interactions.waiting(request):
+        """Place anew the waiting calls of its interaction that have begun by that, or not after all."""
+        for call in self.books.interactions.affected(request):
             self._queue(call.tenant).move(call)
             self._watch(call)
 

@@ -312,3 +312,21 @@ def test_held_tenant_throttles_nobody(make):
     busy(scheduler)
     send(scheduler, *(call(str(at)) for at in range(3)))
     assert refuse_all(scheduler) == [[]] * 100
+
+
+def test_calls_counted_backwards_cost_a_dispatch_no_move_of_all_that_waits(algorithm, monkeypatch):
+    scheduler = create(algorithm, SCHEDULERS[algorithm].settings_type(), {})
+    moved = 0
+    affected = Interactions.affected
+
+    def count(self, request):
+        nonlocal moved
+        calls = affected(self, request)
+        moved += len(calls)
+        return calls
+
+    monkeypatch.setattr(Interactions, "affected", count)
+    for at in range(50):
+        send(scheduler, call(str(at), interaction="run", index=1000 - at))
+    assert len(drain(scheduler)) == 50
+    assert moved == 0

@@ -57,6 +57,24 @@ def test_queue_loses_requests_anywhere_and_does_not_hoard_them():
         queue.remove(requests[0])
 
 
+def test_queue_has_one_entry_of_a_request_that_comes_and_goes():
+    queue, requests = FifoQueue(), numbered(*range(100))
+    for request in requests:
+        queue.push(request, 1.0)
+    for _ in range(50):
+        for request in requests[1:]:
+            queue.remove(request)
+            queue.push(request, 1.0)
+    assert len(queue._heap) == 100
+    assert [taken(queue) for _ in range(100)] == requests
+
+
+def taken(queue):
+    head = queue.head()
+    queue.remove(head)
+    return head
+
+
 # -- choice
 
 
