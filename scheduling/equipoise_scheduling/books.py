@@ -307,10 +307,21 @@ class Books:
         return flight
 
     def count(
-        self, flight: Flight, prompt: int, prefilled: int, cached: int, generated: int, *, now: float
+        self,
+        flight: Flight,
+        prompt: int,
+        prefilled: int,
+        cached: int,
+        generated: int,
+        *,
+        now: float,
+        settled: bool = False,
     ) -> None:
-        """Set a flight's cumulative counts, reprice it and add what is new to its tenant's service."""
-        served = flight.prefilled, min(flight.cached, flight.prefilled), flight.generated, flight.delivered
+        """Set a flight's cumulative counts, reprice it and add what is new to its tenant's service.
+
+        Cached tokens are an estimate until they are `settled`: they are priced before, and counted only then.
+        """
+        served = flight.prefilled, flight.generated, flight.delivered
         flight.prompt, flight.prefilled, flight.cached, flight.generated = (
             prompt,
             prefilled,
@@ -320,9 +331,9 @@ class Books:
         flight.price()
         news = (
             prefilled - served[0],
-            min(cached, prefilled) - served[1],
-            generated - served[2],
-            flight.delivered - served[3],
+            cached if settled else 0,
+            generated - served[1],
+            flight.delivered - served[2],
         )
         flight.tenant.service.deliver(now, *news)
         self.tokens += news[0] + news[2]
@@ -334,7 +345,7 @@ class Books:
             # An estimate never takes back what was seen: cancelling late is not free service.
             prompt, generated = max(prompt, flight.prefilled), max(generated, flight.generated)
         flight.charged_output = flight.predicted_output = 0
-        self.count(flight, prompt, prompt, cached, generated, now=now)
+        self.count(flight, prompt, prompt, cached, generated, now=now, settled=True)
         tenant = flight.tenant
         del self.flights[flight.request.id]
         tenant.in_flight -= 1

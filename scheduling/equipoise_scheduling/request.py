@@ -91,7 +91,8 @@ class Request:
     prompts: int = 1
     """Prompts in the body; the sequences of one prompt share its KV blocks."""
     cached_tokens: int = 0
-    """Estimate of the prompt tokens that the engine's prefix cache holds."""
+    """Estimate of the prompt tokens that the engine's prefix cache holds. The caller may make it anew while it is asked
+    whether the request fits: what it is charged by, and what the gate counts, is the estimate of that moment."""
     application: str = ""
     user: str = ""
     """The tenant's end user. A string that a client sends: never a unit of share by itself."""

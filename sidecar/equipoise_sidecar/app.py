@@ -167,7 +167,13 @@ class DataPath:
         )
         try:
             job = _read_job(
-                endpoint, kind, raw, declared, strict=policy.enforce, features=policy.looks_at_requests
+                endpoint,
+                kind,
+                raw,
+                declared,
+                strict=policy.enforce,
+                features=policy.looks_at_requests,
+                prefixes=policy.schedules and self._dispatcher.prefixes.active,
             )
         except DeclarationError as error:
             raise BodyRefusedError(Rejection(400, Refused.BAD_DECLARATION, str(error))) from None
@@ -272,7 +278,14 @@ class DataPath:
 
 
 def _read_job(
-    endpoint: Endpoint, kind: EndpointKind, raw: bytes, declared: Declared, *, strict: bool, features: bool
+    endpoint: Endpoint,
+    kind: EndpointKind,
+    raw: bytes,
+    declared: Declared,
+    *,
+    strict: bool,
+    features: bool,
+    prefixes: bool,
 ) -> Job:
     """Read what a body says. Raises BodyError and DeclarationError if `strict`; else what cannot be read goes on unread."""
     body: Body | None = None
@@ -282,7 +295,7 @@ def _read_job(
             declare(facts, declared, None)
         else:
             body = Body.parse(raw)
-            facts = read_facts(endpoint.path, kind, body, declared, features=features)
+            facts = read_facts(endpoint.path, kind, body, declared, features=features, prefixes=prefixes)
     except (BodyError, DeclarationError):
         if strict:
             raise

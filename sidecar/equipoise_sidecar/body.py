@@ -63,6 +63,11 @@ class Body:
         member = self._members.get(name)
         return 0 if member is None else memoryview(member).nbytes
 
+    def source(self, name: str) -> bytes:
+        """Return a member's value as it stands; nothing where there is none."""
+        member = self._members.get(name)
+        return b"" if member is None else bytes(member)
+
     def value(self, name: str) -> Any:
         """Decode one member; None where there is none. Raises BodyError."""
         member = self._members.get(name)

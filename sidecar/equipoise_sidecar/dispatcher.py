@@ -44,6 +44,7 @@ from equipoise_sidecar.history import History, Snapshot
 from equipoise_sidecar.interactions import Interactions
 from equipoise_sidecar.pace import Pace
 from equipoise_sidecar.policy import NOBODY, UNCONFIGURED, ConfigError, Policy
+from equipoise_sidecar.prefix_cache import PrefixCache
 from equipoise_sidecar.promises import agreed
 from equipoise_sidecar.sizing import Sizing
 from equipoise_sidecar.ticket import Phase, Ticket
@@ -70,6 +71,7 @@ class Dispatcher:
         self.admission.ended = self._look_idle
         self.accounting = Accounting()
         self.sizing = Sizing()
+        self.prefixes = PrefixCache()
         self.pace = Pace()
         self.gpu = GpuTelemetry()
         self.shadows = Shadows(on_off=_log_shadow)
@@ -130,6 +132,8 @@ class Dispatcher:
             call=self._interactions.call(tenant, facts),
             now=now,
         )
+        prefix = self.prefixes.read(tenant, facts)
+        request.cached_tokens = self.prefixes.estimate(prefix, request.prompt_tokens)
         rejection = too_many_tokens(request, policy) or self.admission.minute_refusal(tenant, policy, now)
         if rejection is None:
             refusal = self.capacity.refuse(request) or self.scheduler.enqueue(request, now)
@@ -139,6 +143,7 @@ class Dispatcher:
             return self.refuse(tenant, rejection)
         self._interactions.accepted(tenant, facts, request.call_index)
         ticket = Ticket(self, facts, request, reservation.held_bytes, slo)
+        ticket.prefix = prefix
         self._tickets[request.id] = ticket
         reservation.take()
         self.admission.accepted(tenant, policy, now)
@@ -164,12 +169,14 @@ class Dispatcher:
         availability = self.availability
         if availability.pause is not None or (self.policy.enforce and not availability.reachable):
             return
-        scheduler, capacity = self.scheduler, self.capacity
+        scheduler, capacity, prefixes = self.scheduler, self.capacity, self.prefixes
         started: list[Request] = []
         tried: list[Request] = []
 
         def fits(candidate: Request) -> bool:
             tried.append(candidate)
+            prefix = self._tickets[candidate.id].prefix
+            candidate.cached_tokens = prefixes.estimate(prefix, candidate.prompt_tokens)
             return capacity.fits(candidate, now)
 
         while (request := scheduler.next(now, fits)) is not None:
@@ -188,6 +195,7 @@ class Dispatcher:
         ticket.gpu_mark = self.gpu.mark(now)
         ticket.disarm()
         self.capacity.start(request, now)
+        self.prefixes.dispatched(ticket.prefix, request)
         if ticket.facts.kind.generates:
             self.pace.started(request.sequences, now)
         self.admission.held_bytes -= ticket.held_bytes
@@ -219,6 +227,7 @@ class Dispatcher:
                 self._end(ticket, Outcome.FAILED, Usage(0, 0), now, verdict)
                 return
         self._land(ticket, now, None)
+        self.prefixes.undone(ticket.prefix)
         self.scheduler.requeue(ticket.request, now)
         self.shadows.returned(ticket.request, self.scheduler, now)
         ticket.phase = Phase.QUEUED
@@ -308,6 +317,10 @@ class Dispatcher:
             charged = usage if teaches else replace(usage, exact=False)
             self.scheduler.settle(request, charged, outcome, now)
             self.shadows.ended(request, charged, outcome, self.scheduler, now)
+            if ticket.first_token_at is not None or (usage.exact and usage.prompt):
+                self.prefixes.ended(ticket.prefix, request, usage, ticket.facts.kind, self.engine_profile)
+            else:
+                self.prefixes.undone(ticket.prefix)
             if usage.exact and usage.prompt:
                 self.sizing.learn(request.tenant, ticket.facts, usage.prompt)
             if ticket.first_token_at is None:
@@ -335,7 +348,9 @@ class Dispatcher:
         prompt = ticket.prompt
         if outcome is not Outcome.FAILED:
             prompt = prompt or ticket.request.prompt_tokens
-        return Usage(prompt, ticket.generated, exact=False)
+        # cached tokens have a price of their own only where the engine reports them
+        cached = ticket.request.cached_tokens if self.engine_profile.reports_cached_tokens else 0
+        return Usage(prompt, ticket.generated, min(cached, prompt), exact=False)
 
     def _with_gpu(self, ticket: Ticket, usage: Usage, now: float) -> Usage:
         """Add the mean GPU utilisation over the request's time in the engine, where it is known."""
@@ -408,6 +423,8 @@ class Dispatcher:
         """Take in the engine's metrics; None where they are stale."""
         now = self.clock()
         self.capacity.observe(signals, queued=self.scheduler.queued, now=now)
+        if signals is not None:
+            self.prefixes.observe(signals, self.engine_profile, self.capacity.kv_tokens)
         self.scheduler.set_pool(self.capacity.kv_tokens)
         self.pace.read_counter(signals.generated_tokens if signals is not None else None, now)
         self._pump(now)

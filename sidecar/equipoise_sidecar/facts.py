@@ -8,6 +8,18 @@ from enum import StrEnum
 from equipoise_scheduling.features import Features
 
 
+@dataclass(frozen=True, slots=True)
+class PromptBytes:
+    """A request's prompts as bytes in the order in which the engine computes them."""
+
+    root: bytes
+    """What must be equal for anything to be shared."""
+    prompts: tuple[bytes, ...]
+    """As far as they are looked at."""
+    sizes: tuple[int, ...]
+    """Bytes of each, all of it."""
+
+
 class EndpointKind(StrEnum):
     """What an engine endpoint does, as far as scheduling, progress and error bodies differ."""
 
@@ -64,6 +76,8 @@ class Facts:
     """The SLO was declared by a trusted peer."""
     features: Features | None = None
     """For a predictor that looks at requests; None for one that does not."""
+    prompt_bytes: PromptBytes | None = None
+    """For the prefix index, which takes it away; None where nobody asks or nothing can be shared."""
 
 
 @dataclass(frozen=True, slots=True)

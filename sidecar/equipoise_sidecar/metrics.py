@@ -25,6 +25,7 @@ from equipoise_sidecar.certificate import CertificateKeeper
 from equipoise_sidecar.equinox_metrics import mapper_metrics, part_metrics
 from equipoise_sidecar.gate_metrics import gate_metrics
 from equipoise_sidecar.gpu_metrics import gpu_metrics, gpu_tenant_metrics
+from equipoise_sidecar.prefix_metrics import prefix_metrics
 from equipoise_sidecar.report import Reporter
 from equipoise_sidecar.shadow_figures import shadow_metrics
 from equipoise_sidecar.snapshots import Snapshots
@@ -68,6 +69,7 @@ class SidecarMetrics(Collector):
         yield from self._fairness()
         yield from shadow_metrics(self.reporter.dispatcher.shadows, self.reporter.dispatcher.clock())
         yield from self._prediction()
+        yield from prefix_metrics(self.reporter.dispatcher.prefixes)
         yield from mapper_metrics(self.reporter.dispatcher.scheduler)
 
     def by_tenant(self) -> Iterator[list[Metric]]:

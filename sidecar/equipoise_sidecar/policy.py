@@ -73,6 +73,11 @@ class Policy:
         return self.config.algorithm.type if self.enforce else "PassThrough"
 
     @property
+    def schedules(self) -> bool:
+        """Whether a scheduler orders requests, if only in shadow."""
+        return self.enforce or bool(self.shadow)
+
+    @property
     def looks_at_requests(self) -> bool:
         """Whether the predictor reads more of a request than its sizes."""
         return self.config.prediction.type == "Mixture"

@@ -12,6 +12,7 @@ from typing import Any
 from equipoise_sidecar.body import Body, BodyError, read_bool, read_int
 from equipoise_sidecar.declared import Declared, declare
 from equipoise_sidecar.facts import EndpointKind, Facts
+from equipoise_sidecar.prompt_bytes import is_media, prompt_bytes
 from equipoise_sidecar.shape import features_of
 
 COMPLETIONS_MAX_TOKENS = 16
@@ -19,8 +20,6 @@ COMPLETIONS_MAX_TOKENS = 16
 MOST_COPIES = 16_384
 """vLLM's own limit of `n` (VLLM_MAX_N_SEQUENCES)."""
 
-_MEDIA = frozenset(("image_url", "image_embeds", "image_pil", "input_audio", "audio_url", "video_url"))
-_MEDIA_TYPES = ("image", "audio", "video")
 _PROMPT_MEMBERS = {
     EndpointKind.CHAT: ("messages", "tools", "functions", "documents"),
     EndpointKind.COMPLETIONS: ("suffix",),
@@ -48,9 +47,15 @@ _SYSTEM = frozenset(("system", "instructions"))
 
 
 def read_facts(
-    path: str, kind: EndpointKind, body: Body, headers: Declared | None = None, *, features: bool = False
+    path: str,
+    kind: EndpointKind,
+    body: Body,
+    headers: Declared | None = None,
+    *,
+    features: bool = False,
+    prefixes: bool = False,
 ) -> Facts:
-    """Read a JSON body, and what `headers` or its metadata declare. `features`: those too.
+    """Read a JSON body, and what `headers` or its metadata declare. `features`, `prefixes`: those too.
 
     Raises BodyError for a member that cannot be read, DeclarationError for one that declares what cannot be.
     """
@@ -65,6 +70,8 @@ def read_facts(
     _read_limits(facts, body)
     if features:
         facts.features = features_of(path, kind, body, conversation)
+    if prefixes:
+        facts.prompt_bytes = prompt_bytes(facts, body, conversation)
     return facts
 
 
@@ -171,10 +178,7 @@ def _measure(facts: Facts, value: Any) -> None:
         elif isinstance(part, list):
             pending.extend(part)
         elif isinstance(part, dict):
-            kind = part.get("type")
-            if (
-                isinstance(kind, str) and any(word in kind for word in _MEDIA_TYPES)
-            ) or not _MEDIA.isdisjoint(part):
+            if is_media(part):
                 facts.images += 1
             else:
                 pending.extend(part.values())

@@ -23,6 +23,7 @@ from equipoise_sidecar.facts import Facts, Rejection
 
 if TYPE_CHECKING:
     from equipoise_sidecar.gpu import Mark
+    from equipoise_sidecar.prefix_cache import Prefix
 
 
 class Phase(StrEnum):
@@ -66,6 +67,7 @@ class Ticket:
         "held_bytes",
         "outcome",
         "phase",
+        "prefix",
         "prompt",
         "request",
         "slo",
@@ -89,6 +91,8 @@ class Ticket:
         self.first_token_at: float | None = None
         self.gpu_mark: Mark | None = None
         """Made at the last dispatch: to know how busy the GPU was meanwhile."""
+        self.prefix: Prefix | None = None
+        """What its prompt begins with, where the engine caches such."""
         self.prompt = 0
         """Prompt tokens delivered, as far as is known or estimated."""
         self.generated = 0

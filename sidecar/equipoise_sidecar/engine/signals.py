@@ -25,8 +25,10 @@ _SUMMED = {
 }
 _KV_USAGE = b"vllm:kv_cache_usage_perc"
 _CACHE_CONFIG = b"vllm:cache_config_info"
+_SLEEP = b"vllm:engine_sleep_state"
+_AWAKE = b'sleep_state="awake"'
 _STARTED = b"process_start_time_seconds"
-_READ = (*_SUMMED, _KV_USAGE, _STARTED, _CACHE_CONFIG)
+_READ = (*_SUMMED, _KV_USAGE, _STARTED, _CACHE_CONFIG, _SLEEP)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +51,10 @@ class EngineSignals:
     """Size of the KV cache, over all engines."""
     block_tokens: int | None = None
     """Tokens in a block of it."""
+    prefix_caching: bool | None = None
+    """Whether every engine keeps the blocks of prompts for later ones."""
+    asleep: bool | None = None
+    """Whether any engine has put its KV cache away."""
     started: float | None = None
     """When the engine's front end started, by its own clock, seconds since the epoch."""
 
@@ -68,7 +74,9 @@ def parse_signals(text: bytes) -> EngineSignals:
     """Read an exposition."""
     sums: dict[bytes, int] = {}
     usages: list[float] = []
-    kv_tokens = block_tokens = started = None
+    awake: list[bool] = []
+    caches: list[_Cache] = []
+    started = None
     text = b"\n" + text
     for name in _READ:
         for labels, value in _samples(text, name):
@@ -79,13 +87,15 @@ def parse_signals(text: bytes) -> EngineSignals:
                     usages.append(float(value))
                 elif name == _STARTED:
                     started = float(value)
-                else:
-                    pool, block_tokens = _cache_size(labels)
-                    if pool is not None:
-                        kv_tokens = (kv_tokens or 0) + pool
+                elif name == _CACHE_CONFIG:
+                    caches.append(_read_cache(labels))
+                elif _AWAKE in labels:
+                    awake.append(float(value) > 0)
             except (ValueError, OverflowError):
                 continue  # NaN, infinity, or no number: not said
     summed = {_SUMMED[name]: value for name, value in sums.items()}
+    pools = [cache.tokens for cache in caches if cache.tokens is not None]
+    caching = [cache.prefix_caching for cache in caches if cache.prefix_caching is not None]
     return EngineSignals(
         running=summed.get("running"),
         waiting=summed.get("waiting"),
@@ -94,8 +104,10 @@ def parse_signals(text: bytes) -> EngineSignals:
         cached_tokens=summed.get("cached_tokens"),
         generated_tokens=summed.get("generated_tokens"),
         kv_usage=sum(usages) / len(usages) if usages else None,
-        kv_tokens=kv_tokens,
-        block_tokens=block_tokens,
+        kv_tokens=sum(pools) if pools else None,
+        block_tokens=caches[-1].block_tokens if caches else None,
+        prefix_caching=all(caching) if caching else None,
+        asleep=not all(awake) if awake else None,
         started=started,
     )
 
@@ -124,12 +136,21 @@ def _samples(text: bytes, name: bytes) -> Iterator[tuple[bytes, bytes]]:
         yield labels, value.strip().partition(b" ")[0]
 
 
-def _cache_size(labels: bytes) -> tuple[int | None, int | None]:
-    """Return the KV cache's tokens and a block's tokens, where the labels give them."""
-    values = {name: value for name, value in _LABEL.findall(labels) if value.isdigit()}
-    block = int(values[b"block_size"]) if b"block_size" in values else None
-    if b"kv_cache_size_tokens" in values:
-        return int(values[b"kv_cache_size_tokens"]), block
-    if block is not None and b"num_gpu_blocks" in values:
-        return block * int(values[b"num_gpu_blocks"]), block
-    return None, block
+@dataclass(frozen=True, slots=True)
+class _Cache:
+    """What the labels say of one engine's KV cache."""
+
+    tokens: int | None
+    block_tokens: int | None
+    prefix_caching: bool | None
+
+
+def _read_cache(labels: bytes) -> _Cache:
+    texts: dict[bytes, bytes] = dict(_LABEL.findall(labels))
+    values = {name: int(value) for name, value in texts.items() if value.isdigit()}
+    block = values.get(b"block_size")
+    tokens = values.get(b"kv_cache_size_tokens")
+    if tokens is None and block is not None and b"num_gpu_blocks" in values:
+        tokens = block * values[b"num_gpu_blocks"]
+    caching = {b"True": True, b"False": False}.get(texts.get(b"enable_prefix_caching", b""))
+    return _Cache(tokens, block, caching)

@@ -32,6 +32,8 @@ def test_a_real_exposition():
         kv_usage=0.0,
         kv_tokens=32768,
         block_tokens=128,
+        prefix_caching=True,
+        asleep=False,
         started=signals.started,
     )
     assert signals.started > 1.7e9
@@ -56,6 +58,18 @@ vllm:num_requests_waiting 2"""
     signals = parse_signals(text)
     assert (signals.running, signals.waiting, signals.kv_usage) == (7, 2, 0.375)
     assert (signals.kv_tokens, signals.block_tokens) == (2500, 16)
+
+
+def test_one_engine_without_a_prefix_cache_and_one_asleep_are_seen():
+    both = b"""vllm:cache_config_info{enable_prefix_caching="True",engine="0"} 1.0
+vllm:cache_config_info{enable_prefix_caching="False",engine="1"} 1.0
+vllm:engine_sleep_state{engine="0",sleep_state="awake"} 1.0
+vllm:engine_sleep_state{engine="1",sleep_state="awake"} 0.0
+vllm:engine_sleep_state{engine="1",sleep_state="discard_all"} 1.0"""
+    signals = parse_signals(both)
+    assert (signals.prefix_caching, signals.asleep) == (False, True)
+    alone = parse_signals(b"".join(both.splitlines(keepends=True)[::2]))
+    assert (alone.prefix_caching, alone.asleep) == (True, False)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,204 @@
+"""How much of a prompt the engine's prefix cache is expected to serve: `Request.cached_tokens`.
+
+The estimate is the longest known beginning of the prompt, in whole KV blocks and less than the whole prompt as vLLM has it,
+times the share of such estimates that the engine has lately borne out. On while the engine says that it caches prefixes
+and how large its KV cache is; the index has the room of that cache, and is emptied when the engine restarts or sleeps.
+
+A prompt enters the index when it is dispatched: what the engine gets earlier it computes earlier, and it shares blocks
+from when they are scheduled. So two that wait count nothing on each other, and the second one's estimate is made anew when
+its turn comes. What ends before its first token is taken out again, unless it was known before.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from equipoise_scheduling.prediction_error import ErrorTracker
+from equipoise_scheduling.request import Request, Usage
+from equipoise_sidecar.engine.signals import EngineSignals
+from equipoise_sidecar.facts import EndpointKind, EngineProfile, Facts
+from equipoise_sidecar.prefix_index import BLOCK_BYTES, MOST_BLOCKS, PrefixIndex
+
+KV_BLOCK_TOKENS = 16
+"""Of a KV block where the engine does not say: vLLM's default."""
+DECAY = 0.98
+"""Weight of the past at each figure: the share follows about the last 50."""
+PRIOR_TOKENS = 1000.0
+"""So many tokens are taken to have turned out as estimated before any was."""
+_REPORTING = frozenset((EndpointKind.CHAT, EndpointKind.COMPLETIONS))
+"""Whose usage says cached tokens where the probe's did."""
+
+
+@dataclass(slots=True)
+class Chain:
+    """One prompt of a request."""
+
+    keys: list[bytes]
+    new: int = 0
+    """First block that was not known when the request was dispatched."""
+
+
+@dataclass(slots=True)
+class Prefix:
+    """What is known of a request's prompts."""
+
+    chains: list[Chain]
+    sizes: tuple[int, ...]
+    """Bytes of each prompt."""
+    matched: int = 0
+    """Tokens known when the request was dispatched, uncorrected."""
+    size: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.size = sum(self.sizes)
+
+
+class Agreement:
+    """What share of the tokens that were expected from the cache came from it. O(1)."""
+
+    def __init__(self) -> None:
+        self._expected = self._served = 0.0
+
+    @property
+    def ratio(self) -> float:
+        """At most 1: what an engine serves beyond is not known to be there the next time."""
+        return min(1.0, (PRIOR_TOKENS + self._served) / (PRIOR_TOKENS + self._expected))
+
+    def seen(self, expected: float, served: float) -> None:
+        """Take in a request, or what all requests of an interval came to."""
+        self._expected = DECAY * self._expected + expected
+        self._served = DECAY * self._served + served
+
+
+class PrefixCache:
+    """The engine's prefix cache as far as it can be known from outside."""
+
+    def __init__(self) -> None:
+        self.index = PrefixIndex()
+        self.agreement = Agreement()
+        self.error = ErrorTracker()
+        self.predicted_tokens = 0
+        """Of the requests of which the engine said the cached tokens."""
+        self.reported_tokens = 0
+        """Of the same requests."""
+        self._signals: EngineSignals | None = None
+        self._caching = False
+        self._block = KV_BLOCK_TOKENS
+        self._matched = self._prompts = 0
+        """Tokens dispatched since the engine's counters moved."""
+
+    @property
+    def active(self) -> bool:
+        """Whether there is anything to expect."""
+        return self._caching and self.index.capacity > 0
+
+    # -- what the engine says
+
+    def observe(self, signals: EngineSignals, profile: EngineProfile, kv_tokens: int | None) -> None:
+        """Take in fresh metrics. `kv_tokens`: the KV cache's size where they lack it."""
+        before, self._signals = self._signals, signals
+        caching = signals.prefix_caching
+        self._caching = bool(signals.cached_tokens) if caching is None else caching
+        self._block = signals.block_tokens or KV_BLOCK_TOKENS
+        restarted = before is not None and signals.restarted_since(before)
+        if restarted or signals.asleep or not self._caching:
+            self.index.clear()
+        self.index.resize(signals.kv_tokens or kv_tokens or 0)
+        if before is None or restarted:
+            self._matched = self._prompts = 0
+        elif not profile.reports_cached_tokens:
+            self._compare(before, signals)
+
+    def _compare(self, before: EngineSignals, after: EngineSignals) -> None:
+        """Hold what was expected against the engine's own counters, where requests say nothing."""
+        counts = (before.prompt_tokens, after.prompt_tokens, before.cached_tokens, after.cached_tokens)
+        if None in counts:
+            return
+        prompts = (after.prompt_tokens or 0) - (before.prompt_tokens or 0)
+        cached = (after.cached_tokens or 0) - (before.cached_tokens or 0)
+        if prompts > 0 and self._prompts > 0:
+            self.agreement.seen(prompts * self._matched / self._prompts, cached if self._matched else 0)
+            self._matched = self._prompts = 0
+
+    # -- a request's way
+
+    def read(self, tenant: str, facts: Facts) -> Prefix | None:
+        """Hash a request's prompts, which `facts` then no longer hold; None where nothing can be said of them."""
+        prompts, facts.prompt_bytes = facts.prompt_bytes, None
+        if prompts is None or not self.active:
+            return None
+        chains, room = [], MOST_BLOCKS
+        for prompt in prompts.prompts:
+            keys = self.index.keys(tenant, prompts.root, prompt, room)
+            room -= len(keys)
+            chains.append(Chain(keys))
+        return Prefix(chains, prompts.sizes)
+
+    def estimate(self, prefix: Prefix | None, prompt_tokens: int) -> int:
+        """Return the tokens of a prompt that the engine's cache is expected to serve. O(known blocks)."""
+        if prefix is None or not self.active:
+            return 0
+        return int(self._known(prefix, prompt_tokens) * self.agreement.ratio)
+
+    def _known(self, prefix: Prefix, prompt_tokens: int) -> int:
+        total = 0
+        for chain, size in zip(prefix.chains, prefix.sizes, strict=True):
+            known = self.index.known(chain.keys) * BLOCK_BYTES
+            if known:
+                each = prompt_tokens / prefix.size
+                # the last token is always computed, for the one after it follows from it
+                total += int(min(known * each, size * each - 1) // self._block) * self._block
+        return max(0, total)
+
+    def dispatched(self, prefix: Prefix | None, request: Request) -> None:
+        """Note that a request goes to the engine."""
+        if not self.active:
+            return
+        self._prompts += request.prompt_tokens
+        if prefix is None:
+            return
+        prefix.matched = self._known(prefix, request.prompt_tokens)
+        self._matched += prefix.matched
+        for chain in prefix.chains:
+            chain.new = self.index.add(chain.keys, self._block_tokens(prefix, request))
+
+    def undone(self, prefix: Prefix | None) -> None:
+        """Note that the engine did not compute what was dispatched."""
+        if prefix is not None:
+            for chain in prefix.chains:
+                self.index.drop(chain.keys[chain.new :])
+
+    def ended(
+        self,
+        prefix: Prefix | None,
+        request: Request,
+        usage: Usage,
+        kind: EndpointKind,
+        profile: EngineProfile,
+    ) -> None:
+        """Note that a computed request ended: its blocks are the engine's newest, and what it used is known."""
+        if not self.active:
+            return
+        rest = float(usage.prompt + usage.generated)
+        if prefix is not None:
+            each = self._block_tokens(prefix, request)
+            for chain in prefix.chains:
+                self.index.add(chain.keys, each)
+                rest -= each * len(chain.keys)
+        self.index.occupy(rest)
+        alone = request.sequences == 1
+        if (
+            prefix is not None
+            and usage.exact
+            and alone
+            and kind in _REPORTING
+            and profile.reports_cached_tokens
+        ):
+            self.agreement.seen(prefix.matched, usage.cached if prefix.matched else 0)
+            self.error.add(request.cached_tokens, usage.cached)
+            self.predicted_tokens += request.cached_tokens
+            self.reported_tokens += usage.cached
+
+    @staticmethod
+    def _block_tokens(prefix: Prefix, request: Request) -> float:
+        return request.prompt_tokens * BLOCK_BYTES / max(1, prefix.size)

@@ -1,0 +1,108 @@
+"""Which beginnings of prompts the engine has computed lately: a bounded set of hashes, the least recently used going first.
+
+A prompt is cut into blocks of `BLOCK_BYTES`. The key of a block is a keyed hash of everything up to its end, so equal keys
+mean equal beginnings. Keys are hashed under a random secret of the process and never leave it. A tenant's prompts are
+hashed under its name: what one tenant sends says nothing of what others have sent.
+
+A chain of blocks is touched from its end to its beginning, as vLLM frees a request's blocks: what is dropped for want of
+room is the end of a chain, and the beginning stays of use. What has no key, generated tokens above all, takes its room
+too.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from collections.abc import Sequence
+from hashlib import blake2b
+from itertools import takewhile
+
+from equipoise_sidecar.prompt_bytes import MOST_BYTES
+
+BLOCK_BYTES = 256
+"""About 85 tokens of text. 100 kB are hashed in a quarter of a millisecond."""
+MOST_BLOCKS = MOST_BYTES // BLOCK_BYTES
+"""Of one request."""
+MOST_ENTRIES = 65_536
+"""Of the index, 16 MB at most: blocks of 5 million tokens of text."""
+_DIGEST_BYTES = 16
+
+
+class PrefixIndex:
+    """Blocks by key, the most recently used last, with the tokens that each takes of the engine's cache.
+
+    Invariant: the tokens sum to at most `capacity`, the entries number at most `MOST_ENTRIES`.
+    """
+
+    def __init__(self, capacity: int = 0) -> None:
+        self.capacity = capacity
+        """Tokens."""
+        self.tokens = 0.0
+        """Held."""
+        self._entries: OrderedDict[bytes | int, float] = OrderedDict()
+        self._secret = os.urandom(32)
+        self._unnamed = 0
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def keys(self, tenant: str, root: bytes, prompt: bytes, most: int = MOST_BLOCKS) -> list[bytes]:
+        """Return the keys of a prompt's whole blocks, the first `most` of them. Linear in the bytes looked at.
+
+        `root`: what else must be equal.
+        """
+        name = tenant.encode()
+        state = blake2b(b"%d:%b%b" % (len(name), name, root), key=self._secret, digest_size=_DIGEST_BYTES)
+        update, digest = state.update, state.digest
+        keys = []
+        end = min(len(prompt), most * BLOCK_BYTES)
+        for at in range(BLOCK_BYTES, end + 1, BLOCK_BYTES):
+            update(prompt[at - BLOCK_BYTES : at])
+            keys.append(digest())
+        return keys
+
+    def known(self, keys: Sequence[bytes]) -> int:
+        """Return how many blocks from the beginning of a chain are here. Linear in that number."""
+        return sum(1 for _ in takewhile(self._entries.__contains__, keys))
+
+    def add(self, keys: Sequence[bytes], tokens: float) -> int:
+        """Note that a chain was computed, `tokens` to a block; return how many from its beginning were here."""
+        entries, known = self._entries, self.known(keys)
+        for key in reversed(keys):
+            if key in entries:
+                entries.move_to_end(key)
+            else:
+                entries[key] = tokens
+                self.tokens += tokens
+        self._shrink()
+        return known
+
+    def drop(self, keys: Sequence[bytes]) -> None:
+        """Forget blocks."""
+        for key in keys:
+            self.tokens -= self._entries.pop(key, 0.0)
+
+    def occupy(self, tokens: float) -> None:
+        """Note tokens that the engine keeps and no prompt is known to begin with."""
+        if tokens > 0:
+            self._unnamed += 1
+            self._entries[self._unnamed] = tokens
+            self.tokens += tokens
+            self._shrink()
+
+    def resize(self, capacity: int) -> None:
+        """Set the room, in tokens; what does not fit any more goes."""
+        self.capacity = capacity
+        self._shrink()
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._entries.clear()
+        self.tokens = 0.0
+
+    def _shrink(self) -> None:
+        entries = self._entries
+        while entries and (self.tokens > self.capacity or len(entries) > MOST_ENTRIES):
+            self.tokens -= entries.popitem(last=False)[1]
+        if not entries:
+            self.tokens = 0.0  # what rounding left behind
