@@ -28,6 +28,7 @@ Parts, each along one axis
     bound, counter_bound    the fairness bounds, of service and of corrected counters: derivation, live value, watch
     holistic            two counters scheduled by as one
     measures, service_window    how fairness is measured, over a run and over a sliding window
+    last_minute         what happened in the last minute, in slices
     schedulers, registry, history   the algorithms, the API's names for them, and a change between two
 
 Papers and how this differs

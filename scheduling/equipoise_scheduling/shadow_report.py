@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from equipoise_api.latency import bucket
+from equipoise_scheduling.last_minute import SLICE_SECONDS, WINDOW_SECONDS, LastMinute
 from equipoise_scheduling.measures import jain, max_min
 from equipoise_scheduling.service_window import ServiceWindow
 
-WINDOW_SECONDS = 60.0
-_SLICES = 12
-_SLICE_SECONDS = WINDOW_SECONDS / _SLICES
 SAME_SECONDS = 1e-6
 """Waits that differ by less are one decision."""
 
@@ -44,12 +41,10 @@ class ShadowReport:
     compared_total: int
     changed_total: int
     refused_total: int
-    wait_change_seconds_total: float
 
 
 @dataclass(slots=True)
 class _Slice:
-    index: int
     earlier: int = 0
     later: int = 0
     refused: int = 0
@@ -63,20 +58,18 @@ class Comparison:
     """Waits in a shadow and in reality. O(1) an event, bounded memory."""
 
     def __init__(self) -> None:
-        self._slices: deque[_Slice] = deque()
+        self._minute = LastMinute(_Slice)
         self._compared = self._changed = self._refused = 0
-        self._change = 0.0
 
     def waited(self, tenant: str, enforced: float, shadow: float, now: float) -> None:
         """Count a request that waited `enforced` seconds and would have waited `shadow`."""
-        part = self._now(now)
+        part = self._minute.at(now)
         change = shadow - enforced
         part.change += change
         sums = part.tenants.setdefault(tenant, [0, 0.0, 0.0])
         sums[0] += 1
         sums[1] += enforced
         sums[2] += shadow
-        self._change += change
         self._compared += 1
         if change < -SAME_SECONDS:
             part.earlier += 1
@@ -90,26 +83,13 @@ class Comparison:
 
     def refused(self, now: float) -> None:
         """Count a request that the shadow turned away."""
-        self._now(now).refused += 1
+        self._minute.at(now).refused += 1
         self._refused += 1
-
-    def _now(self, now: float) -> _Slice:
-        index = int(now // _SLICE_SECONDS)
-        if not self._slices or self._slices[-1].index != index:
-            self._forget(now)
-            self._slices.append(_Slice(index))
-        return self._slices[-1]
-
-    def _forget(self, now: float) -> None:
-        oldest = int(now // _SLICE_SECONDS) - _SLICES
-        while self._slices and self._slices[0].index <= oldest:
-            self._slices.popleft()
 
     def waits(self, now: float) -> dict[str, tuple[float, float]]:
         """Return each tenant's mean real wait of the last minute, and what it would have been."""
-        self._forget(now)
         sums: dict[str, list[float]] = {}
-        for part in self._slices:
+        for part in self._minute.slices(now):
             for tenant, more in part.tenants.items():
                 known = sums.setdefault(tenant, [0, 0.0, 0.0])
                 for place, value in enumerate(more):
@@ -129,9 +109,8 @@ class Comparison:
         now: float,
     ) -> ShadowReport:
         """Add the last minute up."""
-        self._forget(now)
-        whole = _Slice(0)
-        for part in self._slices:
+        whole = _Slice()
+        for part in self._minute.slices(now):
             whole.earlier += part.earlier
             whole.later += part.later
             whole.refused += part.refused
@@ -156,7 +135,6 @@ class Comparison:
             compared_total=self._compared,
             changed_total=self._changed,
             refused_total=self._refused,
-            wait_change_seconds_total=self._change,
         )
 
 
@@ -197,7 +175,7 @@ class ServiceByTenant:
 
     def forget_idle(self, now: float) -> None:
         """Drop tenants that had nothing in the last minute and have nothing waiting. O(tenants known), a few times a minute."""
-        if now - self._looked < _SLICE_SECONDS:
+        if now - self._looked < SLICE_SECONDS:
             return
         self._looked = now
         for name in [name for name, cost in self._waiting.items() if abs(cost) < SAME_SECONDS]:

@@ -5,7 +5,6 @@ Delivered service and demand are the scheduler's to count (`Scheduler.shares`); 
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterator
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
@@ -13,12 +12,9 @@ from typing import TypeVar
 
 from equipoise_api.latency import LatencyHistogram, bucket
 from equipoise_api.tenant import SloTarget
+from equipoise_scheduling.last_minute import LastMinute
 from equipoise_scheduling.request import Outcome
 from equipoise_sidecar.ticket import Ticket
-
-WINDOW_SECONDS = 60.0
-_SLICES = 12
-_SLICE_SECONDS = WINDOW_SECONDS / _SLICES
 
 Counts = dict[int, int]
 K = TypeVar("K", int, str, Outcome)
@@ -28,7 +24,6 @@ K = TypeVar("K", int, str, Outcome)
 class Slice:
     """A few seconds of one tenant's history."""
 
-    index: int
     wait: Counts = field(default_factory=dict)
     ttft: Counts = field(default_factory=dict)
     rejected: dict[str, int] = field(default_factory=dict)
@@ -54,7 +49,7 @@ class TenantAccount:
     """One tenant: live counts, totals since the start, and the last minute in slices. O(1) an event."""
 
     __slots__ = (
-        "_slices",
+        "_minute",
         "outcomes",
         "queued",
         "rejected",
@@ -74,28 +69,28 @@ class TenantAccount:
         self.ttft = Recorder()
         self.slo_kept = 0
         self.slo_total = 0
-        self._slices: deque[Slice] = deque()
+        self._minute = LastMinute(Slice)
 
     def waited(self, seconds: float, now: float) -> None:
         """Count a wait in the queue that ended in a dispatch."""
         index = bucket(seconds)
         self.wait.add(index, seconds)
-        _count(self._now(now).wait, index)
+        _count(self._minute.at(now).wait, index)
 
     def began(self, seconds: float, now: float) -> None:
         """Count a time to first token."""
         index = bucket(seconds)
         self.ttft.add(index, seconds)
-        _count(self._now(now).ttft, index)
+        _count(self._minute.at(now).ttft, index)
 
     def refused(self, reason: str, now: float) -> None:
         """Count a refusal."""
         _count(self.rejected, reason)
-        _count(self._now(now).rejected, reason)
+        _count(self._minute.at(now).rejected, reason)
 
     def judged(self, kept: bool, now: float) -> None:  # noqa: FBT001 - the one fact
         """Count a request that had an SLO."""
-        slice_ = self._now(now)
+        slice_ = self._minute.at(now)
         self.slo_total += 1
         slice_.slo_total += 1
         self.slo_kept += kept
@@ -103,9 +98,8 @@ class TenantAccount:
 
     def window(self, now: float) -> Slice:
         """Add the last minute's slices up."""
-        self._forget(now)
-        whole = Slice(0)
-        for part in self._slices:
+        whole = Slice()
+        for part in self._minute.slices(now):
             _merge(whole.wait, part.wait)
             _merge(whole.ttft, part.ttft)
             _merge(whole.rejected, part.rejected)
@@ -115,20 +109,7 @@ class TenantAccount:
 
     def is_idle(self, now: float) -> bool:
         """Whether nothing is queued or running, and nothing happened in the last minute."""
-        self._forget(now)
-        return not (self.queued or self.running or self._slices)
-
-    def _now(self, now: float) -> Slice:
-        index = int(now // _SLICE_SECONDS)
-        if not self._slices or self._slices[-1].index != index:
-            self._forget(now)
-            self._slices.append(Slice(index))
-        return self._slices[-1]
-
-    def _forget(self, now: float) -> None:
-        oldest = int(now // _SLICE_SECONDS) - _SLICES
-        while self._slices and self._slices[0].index <= oldest:
-            self._slices.popleft()
+        return not (self.queued or self.running or self._minute.slices(now))
 
 
 class Accounting:

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from equipoise_sidecar.accounting import WINDOW_SECONDS
+from equipoise_scheduling.last_minute import WINDOW_SECONDS
 
 
 @dataclass(frozen=True, slots=True)

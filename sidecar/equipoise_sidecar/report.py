@@ -12,7 +12,8 @@ import msgspec
 
 from equipoise_api.sidecar_state import EngineState, FairnessState, LoadState, SidecarState, TenantState
 from equipoise_scheduling.contract import Bound, TenantShare
-from equipoise_sidecar.accounting import WINDOW_SECONDS, TenantAccount, histogram
+from equipoise_scheduling.last_minute import WINDOW_SECONDS
+from equipoise_sidecar.accounting import TenantAccount, histogram
 from equipoise_sidecar.config_store import ConfigStore
 from equipoise_sidecar.dispatcher import Dispatcher
 from equipoise_sidecar.feedback import Feedback

@@ -191,8 +191,6 @@ def test_the_report_covers_a_minute_and_the_totals_everything():
     assert report.wait_change_seconds == pytest.approx(-0.5)
     assert report.refused == report.compared == report.earlier
     assert (report.compared_total, report.changed_total, report.refused_total) == (300, 300, 300)
-    assert report.wait_change_seconds_total == pytest.approx(-150)
-    assert len(comparison._slices) <= 13
     assert comparison.waits(299.0) == {"blue": (1.0, 0.5)}
     assert comparison.waits(1000.0) == {}
 
