@@ -39,9 +39,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_collection_finish(session: pytest.Session) -> None:
     # Here and not in a fixture: a first build takes longer than any test's time limit, and its progress is to be seen.
     config = session.config
-    if config.option.collectonly or not any(item.get_closest_marker("cluster") for item in session.items):
+    names: tuple[str, ...] = ()
+    if any(item.get_closest_marker("cluster") for item in session.items):
+        names = CLIENTS if config.getoption("--use-existing") else CONTROL_PLANE
+    if any("promtool" in getattr(item, "fixturenames", ()) for item in session.items):
+        names = (*names, "promtool")
+    if config.option.collectonly or not names:
         return
-    names = CLIENTS if config.getoption("--use-existing") else CONTROL_PLANE
     capture = config.pluginmanager.getplugin("capturemanager")
     with capture.global_and_fixture_disabled():
         try:
@@ -57,6 +61,12 @@ def binaries(pytestconfig: pytest.Config) -> dict[str, Path]:
     if pytestconfig.getoption("--use-existing"):
         pytest.skip("starts a control plane of its own")
     return pytestconfig.stash[_BINARIES]
+
+
+@pytest.fixture(scope="session")
+def promtool(pytestconfig: pytest.Config) -> Path:
+    """Prometheus' own checker of rules and metrics, built on first use."""
+    return pytestconfig.stash[_BINARIES]["promtool"]
 
 
 @pytest.fixture(scope="session")

@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 
 from equipoise_cluster.errors import ClusterError
 from equipoise_cluster.processes import Process
-from equipoise_cluster.programs import BUILD_FLAGS, KUBERNETES, Program
+from equipoise_cluster.programs import KUBERNETES, Program
 from equipoise_cluster.progress import Progress, Silent
 
 
@@ -98,7 +98,16 @@ class Builder:
         env = self._environment()
         self.progress.update(f"{title}: fetching Go modules")
         total = self._stale_packages(go, program, log, env, title)
-        command = [go, "build", "-v", *BUILD_FLAGS, "-ldflags", program.module.linker_flags, "-o", str(part)]
+        command = [
+            go,
+            "build",
+            "-v",
+            *program.module.build_flags,
+            "-ldflags",
+            program.module.linker_flags,
+            "-o",
+            str(part),
+        ]
         process = Process([*command, program.package], log, cwd=program.module.folder, env=env)
         try:
             compiling = time.monotonic()
@@ -117,7 +126,14 @@ class Builder:
         """How many packages are to be compiled. Downloads the modules on the way."""
         listing = log.with_suffix(".packages")
         listing.unlink(missing_ok=True)
-        command = [go, "list", "-deps", *BUILD_FLAGS, "-f", "{{if .Stale}}{{.ImportPath}}{{end}}"]
+        command = [
+            go,
+            "list",
+            "-deps",
+            *program.module.build_flags,
+            "-f",
+            "{{if .Stale}}{{.ImportPath}}{{end}}",
+        ]
         process = Process([*command, program.package], listing, cwd=program.module.folder, env=env)
         began = time.monotonic()
         try:

@@ -1,4 +1,4 @@
-"""The programs that make up a cluster, and the pinned Go modules they are built from.
+"""The programs that make up a cluster or test what is shipped for one, and the pinned Go modules they are built from.
 
 The versions stand in `go/<module>/go.mod` alone. To add a program: a line in `PROGRAMS` and in its module's `tools.go`,
 then `go mod tidy` in that folder.
@@ -21,10 +21,12 @@ class Module:
     upstream: str
     """Import path of the module whose version counts."""
     fits: int
-    """How many parts of the version a program found on PATH must share (2: major and minor)."""
+    """How many parts of the version a program found on PATH must share (2: major and minor; 0: any will do)."""
     folder: Path
     version_variables: tuple[tuple[str, str], ...] = ()
     """Linker variables and their values; `{version}`, `{major}` and `{minor}` are filled in."""
+    tags: tuple[str, ...] = ()
+    """Go's build tags."""
 
     @cached_property
     def version(self) -> str:
@@ -51,6 +53,10 @@ class Module:
         variables = [f"-X {name}={value.format(**values)}" for name, value in self.version_variables]
         return " ".join(["-s -w", *variables])
 
+    @cached_property
+    def build_flags(self) -> tuple[str, ...]:
+        return (*BUILD_FLAGS, f"-tags={','.join(self.tags)}") if self.tags else BUILD_FLAGS
+
 
 @dataclass(frozen=True)
 class Program:
@@ -65,7 +71,7 @@ class Program:
     def recipe(self) -> str:
         """A digest of all that decides what is built: a stamp with another one is stale."""
         digest = hashlib.sha256()
-        for part in (self.package, self.module.linker_flags, *BUILD_FLAGS):
+        for part in (self.package, self.module.linker_flags, *self.module.build_flags):
             digest.update(part.encode() + b"\0")
         for file in ("go.mod", "go.sum"):
             digest.update((self.module.folder / file).read_bytes() + b"\0")
@@ -95,6 +101,15 @@ HELM = Module(
     folder=GO_MODULES / "helm",
     version_variables=(("helm.sh/helm/v4/internal/version.version", "v{version}"),),
 )
+# Service discovery is the larger part of it, and rules need none. Prometheus 3.13 is v0.313 as a Go module, so no
+# version on PATH can be compared: any promtool will do, since rules mean the same in all of them.
+PROMETHEUS = Module(
+    "prometheus",
+    "github.com/prometheus/prometheus",
+    fits=0,
+    folder=GO_MODULES / "prometheus",
+    tags=("remove_all_sd",),
+)
 
 _PROGRAMS = (
     Program("etcd", ETCD, "go.etcd.io/etcd/server/v3"),
@@ -105,6 +120,7 @@ _PROGRAMS = (
     Program("kube-scheduler", KUBERNETES, "k8s.io/kubernetes/cmd/kube-scheduler"),
     Program("kubelet", KUBERNETES, "k8s.io/kubernetes/cmd/kubelet"),
     Program("kube-proxy", KUBERNETES, "k8s.io/kubernetes/cmd/kube-proxy"),
+    Program("promtool", PROMETHEUS, "github.com/prometheus/prometheus/cmd/promtool"),
 )
 PROGRAMS = {program.name: program for program in _PROGRAMS}
 

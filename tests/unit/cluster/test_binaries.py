@@ -5,7 +5,7 @@ import pytest
 from equipoise_cluster import binaries
 from equipoise_cluster.builder import Builder
 from equipoise_cluster.errors import ClusterError
-from equipoise_cluster.programs import CONTROL_PLANE, ENVTEST, ETCD, HELM, KUBERNETES, PROGRAMS
+from equipoise_cluster.programs import CONTROL_PLANE, ENVTEST, ETCD, HELM, KUBERNETES, PROGRAMS, PROMETHEUS
 
 
 def program(folder, name, version):
@@ -33,7 +33,7 @@ def test_the_pinned_versions_are_read_from_the_modules():
     assert KUBERNETES.go >= (1, 26)
 
 
-@pytest.mark.parametrize("module", [KUBERNETES, ETCD, HELM], ids=lambda module: module.name)
+@pytest.mark.parametrize("module", [KUBERNETES, ETCD, HELM, PROMETHEUS], ids=lambda module: module.name)
 def test_every_program_is_pinned_by_its_module(module):
     tools = (module.folder / "tools.go").read_text()
     for each in PROGRAMS.values():
