@@ -72,10 +72,15 @@ Name = Annotated[
 ]
 """Name of a Kubernetes object (a DNS subdomain)."""
 
-Namespace = Annotated[
+DnsLabel = Annotated[
     str, StringConstraints(min_length=1, max_length=63, pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")
 ]
-"""Name of a namespace (a DNS label)."""
+Namespace = DnsLabel
+"""Name of a namespace."""
 
 Percent = Annotated[int, Field(ge=0, le=100)]
+Permille = Annotated[int, Field(ge=0, le=1000)]
+Weight = Annotated[int, Field(ge=1, le=10_000)]
+"""Relative share of service."""
+RequestsPerMinute = Annotated[int, Field(ge=1, le=10_000_000)]
 Count = Annotated[int, Field(ge=0)]

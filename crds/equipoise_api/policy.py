@@ -8,7 +8,17 @@ from pydantic import Field, StringConstraints
 
 from equipoise_api.conditions import Condition
 from equipoise_api.gpu import GPU_RULES, Gpu
-from equipoise_api.model import ApiModel, Count, Name, Namespace, Percent
+from equipoise_api.model import (
+    ApiModel,
+    Count,
+    DnsLabel,
+    Name,
+    Namespace,
+    Percent,
+    Permille,
+    RequestsPerMinute,
+    Weight,
+)
 from equipoise_api.names import DEFAULT_CLASS_NAME
 from equipoise_api.structural import atomic_list, list_map, list_set, rules
 from equipoise_api.tenant import Metadata
@@ -16,6 +26,8 @@ from equipoise_api.tenant import Metadata
 LabelKey = Annotated[str, StringConstraints(min_length=1, max_length=317)]
 LabelValue = Annotated[str, StringConstraints(max_length=63)]
 Cidr = Annotated[str, StringConstraints(min_length=3, max_length=43, pattern=r"^[0-9a-fA-F:.]+/[0-9]{1,3}$")]
+PricePercent = Annotated[int, Field(ge=0, le=10_000)]
+"""What a token counts for, in percent of an input token at full price."""
 AlgorithmType = Literal[
     "FCFS", "RoundRobin", "RPM", "LCF", "DRR", "VTC", "FairServe", "Equinox", "ExFairS", "Equipoise"
 ]
@@ -83,14 +95,14 @@ class AllowedTenants(ApiModel):
 
     from_: Annotated[Literal["Same", "All"], Field(alias="from")] = "Same"
     """Same: Tenants of the policy's namespace. All: of every namespace that the operator watches."""
-    max_weight: Annotated[int, Field(ge=1, le=10_000)] = 1
+    max_weight: Weight = 1
     """Largest weight that a Tenant of another namespace gets; it may ask for more in vain."""
 
 
 class RpmParameters(ApiModel):
     """Requests per minute: a rate limit, then arrival order."""
 
-    requests_per_minute: Annotated[int, Field(ge=1, le=10_000_000)] = 60
+    requests_per_minute: RequestsPerMinute = 60
     """Requests of a tenant accepted in any 60 seconds at one engine; more get 429."""
 
 
@@ -113,14 +125,14 @@ class FairServeParameters(ApiModel):
 
     typical: Literal["Mean", "P99", "Min", "Max"] = "Mean"
     """Which figure of an application's recent requests is typical, where its Tenant does not declare it."""
-    system_percent: Annotated[int, Field(ge=0, le=10_000)] = 100
+    system_percent: PricePercent = 100
     """A token of the system prompt, in percent of an input token at full price."""
 
 
 class EquinoxParameters(ApiModel):
     """Dual counters: what users felt, and what the engine spent."""
 
-    user_percent: Annotated[int, Field(ge=0, le=100)] = 70
+    user_percent: Percent = 70
     """Weight of the user fairness counter; the resource fairness counter has the rest."""
     delay_discount_milli_per_second: Annotated[int, Field(ge=0, le=1_000_000)] = 100
     """How much less service counts that comes a second late, in thousandths."""
@@ -131,7 +143,7 @@ class ExFairSParameters(ApiModel):
 
     round_seconds: Annotated[int, Field(ge=1, le=86_400)] = 100
     """Length of a round; longer than the SLOs."""
-    violation_percent: Annotated[int, Field(ge=0, le=100)] = 70
+    violation_percent: Percent = 70
     """Weight of missed SLOs in a tenant's index; its share of service has the rest."""
     overtakes: Annotated[int, Field(ge=1, le=1000)] = 50
     """Requests that one may pass as it joins the queue, and the times that one may be passed."""
@@ -214,9 +226,9 @@ class ProfiledCost(ApiModel):
 class Cost(ApiModel):
     """What service is counted in."""
 
-    input_percent: Annotated[int, Field(ge=0, le=10_000)] = 100
+    input_percent: PricePercent = 100
     """A prompt token that had to be computed, in percent of an input token at full price."""
-    cached_input_percent: Annotated[int, Field(ge=0, le=10_000)] = 100
+    cached_input_percent: PricePercent = 100
     """A prompt token that came from the prefix cache; acts where the engine reports them."""
     output_percent: Annotated[int, Field(ge=1, le=10_000)] = 200
     """A generated token."""
@@ -270,9 +282,9 @@ class Queue(ApiModel):
 class Overload(ApiModel):
     """Throttling by end user and application, only while the engine is full and only at an interaction's first call. What is left out is not limited."""
 
-    user_requests_per_minute: Annotated[int, Field(ge=1, le=10_000_000)] | None = None
+    user_requests_per_minute: RequestsPerMinute | None = None
     """Arrivals of one end user in 60 seconds from which on its new interactions are refused."""
-    application_requests_per_minute: Annotated[int, Field(ge=1, le=10_000_000)] | None = None
+    application_requests_per_minute: RequestsPerMinute | None = None
     """Arrivals of one application in 60 seconds from which on its new interactions are refused."""
 
 
@@ -281,7 +293,7 @@ class DefaultTenant(ApiModel):
 
     mode: Literal["Shared", "Reject"] = "Shared"
     """Shared: all of them are one tenant. Reject: 401."""
-    weight: Annotated[int, Field(ge=1, le=10_000)] = 1
+    weight: Weight = 1
     """Weight of the shared tenant."""
 
 
@@ -328,9 +340,7 @@ class Engine(ApiModel):
 class FairnessPolicySpec(ApiModel):
     """What is wanted."""
 
-    class_name: Annotated[
-        str, StringConstraints(min_length=1, max_length=63, pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")
-    ] = DEFAULT_CLASS_NAME
+    class_name: DnsLabel = DEFAULT_CLASS_NAME
     """Which install serves the policy."""
     target: PolicyTarget
     """The pods."""
@@ -395,7 +405,7 @@ class Load(ApiModel):
 class Fairness(ApiModel):
     """How fair the last minute was."""
 
-    jain_permille: Annotated[int, Field(ge=0, le=1000)] | None = None
+    jain_permille: Permille | None = None
     """Jain's index of delivered service over weight among tenants with unmet demand, times 1000."""
     largest_gap: Count | None = None
     """Largest difference in delivered service over weight between two tenants while both were backlogged at one engine, in weighted tokens."""
@@ -420,9 +430,9 @@ class ShadowStatus(ApiModel):
     """90th percentile of the wait under it."""
     enforced_wait_p90_milliseconds: Count | None = None
     """The real one, of the same requests."""
-    jain_permille: Annotated[int, Field(ge=0, le=1000)] | None = None
+    jain_permille: Permille | None = None
     """Jain's index of service over entitlement under it, times 1000."""
-    enforced_jain_permille: Annotated[int, Field(ge=0, le=1000)] | None = None
+    enforced_jain_permille: Permille | None = None
     """The real one."""
     refused: Count = 0
     """Requests that it would have turned away."""

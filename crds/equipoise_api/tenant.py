@@ -7,12 +7,14 @@ from typing import Annotated, Literal
 from pydantic import Field, StringConstraints
 
 from equipoise_api.conditions import Condition
-from equipoise_api.model import ApiModel, Count, Name, Namespace, Percent
+from equipoise_api.model import ApiModel, Count, Name, Namespace, Percent, RequestsPerMinute, Weight
 from equipoise_api.structural import list_map, list_set, rules
 
 HeaderValue = Annotated[
     str, StringConstraints(min_length=1, max_length=256, pattern=r"^[\x21-\x7e]([\x20-\x7e]*[\x21-\x7e])?$")
 ]
+TargetMilliseconds = Annotated[int, Field(ge=1, le=86_400_000)]
+"""Latency to keep, at most a day."""
 
 
 class ApiKeySource(ApiModel):
@@ -38,7 +40,7 @@ class TenantLimits(ApiModel):
     """Requests of the tenant that one engine may work on at a time; more wait."""
     max_queued: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
     """Requests of the tenant that may wait at one engine; more get 429."""
-    requests_per_minute: Annotated[int, Field(ge=1, le=10_000_000)] | None = None
+    requests_per_minute: RequestsPerMinute | None = None
     """Requests accepted in any 60 seconds at one engine; more get 429."""
     max_tokens_per_request: Annotated[int, Field(ge=1, le=10_000_000)] | None = None
     """Largest prompt estimate plus output limit of one request; a larger one gets 400."""
@@ -47,13 +49,11 @@ class TenantLimits(ApiModel):
 class SloTarget(ApiModel):
     """Latency that the tenant was promised. It is measured and reported, and schedulers that order by deadline aim at it; a request keeps its SLO when it keeps every target that is set."""
 
-    ttft_milliseconds: Annotated[int, Field(ge=1, le=86_400_000)] | None = None
+    ttft_milliseconds: TargetMilliseconds | None = None
     """Time from arrival to the first token."""
-    tpot_milliseconds: Annotated[int, Field(ge=1, le=86_400_000)] | None = None
+    tpot_milliseconds: TargetMilliseconds | None = None
     """Mean time per output token after the first."""
-    e2e_milliseconds: Annotated[
-        Annotated[int, Field(ge=1, le=86_400_000)] | None, Field(alias="e2eMilliseconds")
-    ] = None
+    e2e_milliseconds: Annotated[TargetMilliseconds | None, Field(alias="e2eMilliseconds")] = None
     """Time from arrival to the end of the answer."""
     objective_percent: Annotated[int, Field(ge=1, le=100)] = 95
     """Share of requests that should keep the targets; the condition SLOMet compares with it."""
@@ -86,7 +86,7 @@ class Application(ApiModel):
 class TenantSpec(ApiModel):
     """What is wanted."""
 
-    weight: Annotated[int, Field(ge=1, le=10_000)] = 1
+    weight: Weight = 1
     """Relative share: of the tenants that have work, each is entitled to weight / sum of weights."""
     identity: TenantIdentity = TenantIdentity()
     """How the tenant's requests are recognised."""
