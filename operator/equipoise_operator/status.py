@@ -13,7 +13,7 @@ from equipoise_api.sidecar_state import SidecarState
 from equipoise_api.tenant import Latency, Share, Tenant, TenantPolicyStatus, TenantStatus, Usage
 from equipoise_operator import shares
 from equipoise_operator.compile import Compiled
-from equipoise_operator.findings import Finding, summary
+from equipoise_operator.findings import Finding, Reason, summary
 from equipoise_operator.gpu_status import gpu_metrics_stale
 
 NAMED = 3
@@ -159,7 +159,7 @@ def _ready(maker: _Conditions, needed: Sequence[Condition]) -> Condition:
 
 def _accepted(maker: _Conditions, view: PolicyView) -> Condition:
     if view.error:
-        return maker.make("Accepted", "False", "Invalid", f"this operator cannot read {view.error}")
+        return maker.make("Accepted", "False", Reason.INVALID, f"this operator cannot read {view.error}")
     findings = [
         *([view.conflict] if view.conflict else []),
         *(view.compiled.findings if view.compiled else ()),
@@ -268,7 +268,7 @@ def _synced_everywhere(maker: _Conditions, entries: Sequence[TenantPolicyStatus]
 
 def _identity(maker: _Conditions, name: str, admissions: Sequence[Admission], error: str) -> Condition:
     if error:
-        return maker.make("IdentityResolved", "False", "Invalid", f"this operator cannot read {error}")
+        return maker.make("IdentityResolved", "False", Reason.INVALID, f"this operator cannot read {error}")
     compiled = [each.view.compiled for each in admissions if each.view.compiled is not None]
     findings = [finding for each in compiled for finding in each.identity_findings.get(name, ())]
     if findings:
