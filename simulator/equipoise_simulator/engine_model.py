@@ -27,8 +27,6 @@ from equipoise_simulator.decoding import DecodingEngine, seconds_of, steps_to_co
 from equipoise_simulator.sequence import Sequence, SequenceState, Step
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from equipoise_simulator.profiles import Profile
 
 
@@ -80,10 +78,6 @@ class EngineModel(DecodingEngine):
     def full(self) -> bool:
         """Whether `add` would refuse."""
         return self.max_num_queued_reqs is not None and self._waiting_count >= self.max_num_queued_reqs
-
-    def decoding(self) -> Iterable[Sequence]:
-        """Return the sequences that decode, in order of joining."""
-        return self._decoding.keys()
 
     # -- what a client does
 

@@ -30,8 +30,6 @@ class Traits:
     """It publishes a fairness bound."""
     skips: bool = False
     """Other tenants' heads are tried where one does not fit."""
-    reorders: bool = False
-    """A tenant's own requests may go in another order than they came."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Under which the cases mean the same for all: a rate limit that does not act."""
 
@@ -43,10 +41,10 @@ TRAITS: Mapping[str, Traits] = {
     "LCF": Traits(unit="tokens", weights=True, banks=True),
     "DRR": Traits(unit="tokens", weights=True),
     "VTC": Traits(unit="tokens", weights=True, bound=True),
-    "FairServe": Traits(unit="typical requests", weights=True, bound=True, reorders=True),
+    "FairServe": Traits(unit="typical requests", weights=True, bound=True),
     "Equinox": Traits(unit="felt and spent", weights=True, bound=True),
     "ExFairS": Traits(unit="experience"),
-    "Equipoise": Traits(unit="tokens", weights=True, bound=True, skips=True, reorders=True),
+    "Equipoise": Traits(unit="tokens", weights=True, bound=True, skips=True),
 }
 
 

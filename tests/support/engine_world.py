@@ -64,8 +64,8 @@ class EngineWorld:
         return self
 
     def _deliver(self) -> None:
-        for sequence in self.engine.decoding():
-            self.gate.progress(sequence.owner, sequence.prompt_tokens, self.engine.generated(sequence))
+        for sequence, generated in self.engine.decoded():
+            self.gate.progress(sequence.owner, sequence.prompt_tokens, generated)
 
     def _next(self) -> tuple[Request, int]:
         self._number += 1

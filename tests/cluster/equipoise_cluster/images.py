@@ -133,11 +133,6 @@ class Images:
             env=self._environment(),
         )
 
-    def archive(self, image: str, path: Path) -> None:
-        """Write an image to a docker-archive, which `ctr images import` takes."""
-        path.unlink(missing_ok=True)
-        self._buildah("push", image, f"docker-archive:{path}:{image}")
-
     def _base(self) -> str:
         name = f"localhost/equipoise-base:{_digest(SUITE.encode(), *(p.encode() for p in PACKAGES))}"
         if self._has(name):
