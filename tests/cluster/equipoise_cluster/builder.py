@@ -98,16 +98,8 @@ class Builder:
         env = self._environment()
         self.progress.update(f"{title}: fetching Go modules")
         total = self._stale_packages(go, program, log, env, title)
-        command = [
-            go,
-            "build",
-            "-v",
-            *program.module.build_flags,
-            "-ldflags",
-            program.module.linker_flags,
-            "-o",
-            str(part),
-        ]
+        flags = [*program.module.build_flags, "-ldflags", program.module.linker_flags]
+        command = [go, "build", "-v", *flags, "-o", str(part)]
         process = Process([*command, program.package], log, cwd=program.module.folder, env=env)
         try:
             compiling = time.monotonic()
@@ -126,14 +118,8 @@ class Builder:
         """How many packages are to be compiled. Downloads the modules on the way."""
         listing = log.with_suffix(".packages")
         listing.unlink(missing_ok=True)
-        command = [
-            go,
-            "list",
-            "-deps",
-            *program.module.build_flags,
-            "-f",
-            "{{if .Stale}}{{.ImportPath}}{{end}}",
-        ]
+        flags = program.module.build_flags
+        command = [go, "list", "-deps", *flags, "-f", "{{if .Stale}}{{.ImportPath}}{{end}}"]
         process = Process([*command, program.package], listing, cwd=program.module.folder, env=env)
         began = time.monotonic()
         try:
