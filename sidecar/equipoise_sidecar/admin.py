@@ -16,7 +16,6 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import ValidationError
 from typing_extensions import override
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from equipoise_api.gpu import GpuExporter
 from equipoise_api.names import CONFIG_PATH, GPU_EXPORTER_PATH, STATE_PATH, operator_identity
@@ -24,6 +23,7 @@ from equipoise_api.sidecar_config import MAX_CONFIG_BYTES, Problem, PushResult
 from equipoise_sidecar.certificate import Issued, load_chain, peer_identities, server_context
 from equipoise_sidecar.config_store import ConfigStore, PushRefusedError
 from equipoise_sidecar.debug import debug_routes
+from equipoise_sidecar.listener import LimitedHeadProtocol
 from equipoise_sidecar.report import Reporter
 
 log = structlog.get_logger(__name__)
@@ -98,11 +98,11 @@ async def _forbidden(_scope: object, _receive: object, send: Callable[[object], 
     await send({"type": "http.response.body", "body": body})
 
 
-def admin_protocol(install: str) -> type[HttpToolsProtocol]:
+def admin_protocol(install: str) -> type[LimitedHeadProtocol]:
     """Return the HTTP protocol that lets the operator of `install` in and nobody else."""
     operator = operator_identity(install)
 
-    class AdminProtocol(HttpToolsProtocol):
+    class AdminProtocol(LimitedHeadProtocol):
         """HTTP over TLS, with a look at the peer's certificate first."""
 
         @override
