@@ -28,11 +28,8 @@ def prefix_metrics(prefixes: PrefixCache) -> Iterator[Metric]:
         "reported_tokens", "Cached prompt tokens of the same requests, as reported.", prefixes.reported_tokens
     )
     error = prefixes.error.error()
-    if error.requests:
-        yield _gauge(
-            "error_tokens", "Mean absolute error of the last 500 such estimates.", error.mean_absolute
-        )
-        yield _gauge("bias_tokens", "Mean of estimated less reported tokens, of the same.", error.bias)
+    yield _gauge("error_tokens", "Mean absolute error of the last 500 such estimates.", error.mean_absolute)
+    yield _gauge("bias_tokens", "Mean of estimated less reported tokens, of the same.", error.bias)
 
 
 def _gauge(name: str, about: str, value: float) -> GaugeMetricFamily:
