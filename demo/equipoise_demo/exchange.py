@@ -14,7 +14,7 @@ import httptools
 from typing_extensions import override
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
 _USAGE = re.compile(rb'"usage":\{"prompt_tokens":(\d+),"total_tokens":\d+,"completion_tokens":(\d+)')
 _TAIL = 1_024
@@ -104,9 +104,10 @@ class Exchange(asyncio.Protocol):
             self._transport.abort()
 
 
-def chat_request(host: str, port: int, key: str, body: bytes) -> bytes:
-    """Return the bytes of a request that closes its connection."""
+def chat_request(host: str, port: int, key: str, body: bytes, headers: Mapping[str, str]) -> bytes:
+    """Return the bytes of a request that closes its connection, with these headers beside the needed ones."""
+    more = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
     return (
-        f"POST /v1/chat/completions HTTP/1.1\r\nHost: {host}:{port}\r\nAuthorization: Bearer {key}\r\n"
+        f"POST /v1/chat/completions HTTP/1.1\r\nHost: {host}:{port}\r\nAuthorization: Bearer {key}\r\n{more}"
         f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
     ).encode() + body

@@ -6,7 +6,6 @@ Every process ends with this one, however it ends.
 from __future__ import annotations
 
 import os
-import shutil
 import sys
 import time
 import urllib.error
@@ -113,12 +112,6 @@ class Pair:
     def ready(self) -> bool:
         """Whether the sidecar has a configuration and an engine."""
         return answers(f"http://{self.address}:{HEALTH_PORT}/readyz")
-
-    def forget(self) -> None:
-        """Start the sidecar anew, without the counters, lengths and limits that it has learnt."""
-        self.stop()
-        shutil.rmtree(self._history)
-        self.sidecar = self._start()
 
     def stop(self) -> None:
         """End the sidecar."""

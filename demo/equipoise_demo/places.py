@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -17,6 +18,9 @@ POD = "engine-{}"
 """Name of an engine's pod by its number."""
 MODEL = "demo"
 KEY = "demo-key-of-{}-on-loopback-alone"
+INTERACTIVE_APPLICATION = "chat"
+"""The application of every tenant that is promised a time to its first token."""
+PROMISE_MILLISECONDS = 1_000
 
 
 class DemoError(Exception):
@@ -64,6 +68,20 @@ def tenant_manifest(name: str) -> str:
         "apiVersion": "equipoise.dev/v1alpha1",
         "kind": "Tenant",
         "metadata": metadata,
-        "spec": {"weight": 1, "identity": {"apiKeys": [{"secretName": name}]}},
+        "spec": {
+            "weight": 1,
+            "identity": {"apiKeys": [{"secretName": name}]},
+            "applications": [
+                {"name": INTERACTIVE_APPLICATION, "slo": {"ttftMilliseconds": PROMISE_MILLISECONDS}}
+            ],
+        },
     }
     return yaml.safe_dump_all([secret, tenant], sort_keys=False)
+
+
+def condition_of(resource: dict[str, Any], kind: str) -> str:
+    """Return the status of an object's condition: True, False or Unknown, the last too where it has none."""
+    for condition in resource.get("status", {}).get("conditions", []):
+        if condition["type"] == kind:
+            return str(condition["status"])
+    return "Unknown"

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from equipoise_cluster import Progress
     from equipoise_demo.outcome import Outcome
     from equipoise_demo.stack import Stack
+    from equipoise_demo.traffic import Traffic
 
 MAX_NUM_SEQS = 8
 MAX_MODEL_LEN = 4_096
@@ -80,9 +81,10 @@ class VllmProcess:
 
 
 def measured_load(
-    stack: Stack, trace: Trace, *, words_a_token: float, pace: float | None, progress: Progress
+    stack: Stack, traffic: Traffic, *, words_a_token: float, pace: float | None, progress: Progress
 ) -> Load:
     """Measure what the engines serve through the sidecars, and choose the pace, unless given, for the wanted demand."""
+    trace = traffic.trace
     progress.step("Measuring what the engines can serve")
     capacity = uvloop.run(_burst_rate(stack, trace, words_a_token))
     demand = sum(row.cost for row in trace.rows) / trace.seconds
@@ -92,7 +94,7 @@ def measured_load(
         f"The engines serve {capacity:.0f} weighted tokens/s; at {pace:.2f} seconds of the trace a second demand is {ratio:.2f} times that"
     )
     refuse_idle(ratio, f"raise --pace to {WANTED_RATIO * capacity / demand:.2g}")
-    return Load(trace, ratio, pace, 1.0)
+    return Load(traffic, ratio, pace, 1.0)
 
 
 async def _burst_rate(stack: Stack, trace: Trace, words_a_token: float) -> float:
@@ -104,7 +106,7 @@ async def _burst_rate(stack: Stack, trace: Trace, words_a_token: float) -> float
         for row in trace.rows[::stride]
     )
     burst = Trace("burst", rows, 1.0)
-    target = Target(endpoints, stack.keys, MODEL, words_a_token)
+    target = Target(endpoints, stack.keys, MODEL, words_a_token=words_a_token)
     found = await replay(burst, target, speed=1.0, timeout=BURST_SECONDS)
     failed = [outcome.error for outcome in found.outcomes if outcome.error]
     if failed:

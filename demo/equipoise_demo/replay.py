@@ -13,12 +13,14 @@ from dataclasses import dataclass, field
 from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
+from equipoise_api.names import APPLICATION_HEADER
 from equipoise_demo.exchange import Exchange, chat_request
 from equipoise_demo.outcome import Outcome
+from equipoise_demo.places import INTERACTIVE_APPLICATION
 from equipoise_simulator.standin.text import TOKENS_A_MESSAGE, TOKENS_BEFORE_ANSWER, answer
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 
     from equipoise_simulator.traces import Row, Trace
 
@@ -40,6 +42,8 @@ class Target:
     keys: Mapping[str, str]
     """API key of each of the trace's clients."""
     model: str
+    interactive: Collection[int] = ()
+    """Rows of the application that was promised a time to first token, by their places."""
     words_a_token: float = 1.0
     """Prompt words that make a token of the engine's tokenizer; the stand-in's makes one of each."""
 
@@ -69,6 +73,11 @@ class Replay:
     """Why its figures are not to be trusted; empty when they are."""
 
 
+def headers_of(index: int, target: Target) -> dict[str, str]:
+    """Return what a row's request says of itself."""
+    return {APPLICATION_HEADER: INTERACTIVE_APPLICATION} if index in target.interactive else {}
+
+
 def body_of(row: Row, index: int, target: Target) -> dict[str, Any]:
     """Return the request of a row: a prompt with as many tokens, template included, as the trace has, at least 7."""
     words = max(1, round((row.input_tokens - _TEMPLATE_TOKENS) * target.words_a_token))
@@ -90,10 +99,12 @@ async def replay(
     timeout: float,
     follow: Callable[[Following], None] = lambda _: None,
     others: Mapping[int, Sender] | None = None,
+    at_end: Callable[[], None] | None = None,
 ) -> Replay:
     """Replay a trace and wait for its last answer, each at most `timeout` seconds of the trace.
 
-    `others` send the rows of these indices in the replayer's stead. `follow` is called ten times a second.
+    `others` send the rows of these indices in the replayer's stead. `follow` is called ten times a second, `at_end`
+    once, in a thread, when the trace's time is over and its last answers are still to come.
     """
     endpoints = cycle(target.endpoints)
     # made beforehand: building and encoding them is no part of what is measured
@@ -101,8 +112,9 @@ async def replay(
     for index, sender in (others or {}).items():
         departures[index].sender = sender
     replayer = _Replayer(speed, timeout, Following(total=len(departures)), follow)
+    end = (trace.seconds, at_end) if at_end else None
     cpu, began = time.process_time(), time.perf_counter()
-    outcomes = await replayer.run(departures)
+    outcomes = await replayer.run(departures, end)
     share = (time.process_time() - cpu) / (time.perf_counter() - began)
     result = Replay(outcomes, share, replayer.late * speed)
     if share > CPU_LIMIT:
@@ -122,6 +134,7 @@ class _Departure:
 
     index: int
     row: Row
+    interactive: bool
     endpoint: Endpoint
     request: bytes
     sender: Sender | None = None
@@ -129,7 +142,8 @@ class _Departure:
 
 def _departure(index: int, row: Row, target: Target, endpoint: Endpoint) -> _Departure:
     body = json.dumps(body_of(row, index, target), separators=(",", ":")).encode()
-    return _Departure(index, row, endpoint, chat_request(*endpoint, target.keys[row.client], body))
+    request = chat_request(*endpoint, target.keys[row.client], body, headers_of(index, target))
+    return _Departure(index, row, index in target.interactive, endpoint, request)
 
 
 class _Replayer:
@@ -152,7 +166,10 @@ class _Replayer:
         """Time of the trace."""
         return (self._loop.time() - self._zero) * self.speed
 
-    async def run(self, departures: list[_Departure]) -> list[Outcome]:
+    async def run(
+        self, departures: list[_Departure], end: tuple[float, Callable[[], None]] | None
+    ) -> list[Outcome]:
+        """Send everything; at the trace's time of `end` call what it names."""
         self._zero = self._loop.time() + 0.1
         async with asyncio.TaskGroup() as group:
             watch = group.create_task(self._watch())
@@ -160,16 +177,24 @@ class _Replayer:
             sends: list[asyncio.Task[None]] = []
             for departure in departures:
                 row = departure.row
-                due = self._zero + row.arrival / self.speed
-                await asyncio.sleep(max(0.0, due - self._loop.time()))
-                self.late = max(self.late, self._loop.time() - due)
+                self.late = max(self.late, await self._until(row.arrival))
                 outcome = Outcome(row.client, row.arrival, row.input_tokens, row.output_tokens)
+                outcome.interactive = departure.interactive
                 outcomes.append(outcome)
                 sends.append(group.create_task(self._send(departure, outcome)))
+            if end is not None:
+                await self._until(end[0])
+                await asyncio.to_thread(end[1])
             await asyncio.gather(*sends)
             watch.cancel()
         self.follow(self.following)
         return outcomes
+
+    async def _until(self, seconds: float) -> float:
+        """Wait for a time of the trace; return the real seconds by which it is past."""
+        due = self._zero + seconds / self.speed
+        await asyncio.sleep(max(0.0, due - self._loop.time()))
+        return self._loop.time() - due
 
     async def _watch(self) -> None:
         while True:

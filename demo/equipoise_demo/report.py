@@ -1,4 +1,4 @@
-"""Two replays of one trace side by side: a table for people, JSON for programs, a plot for the eye."""
+"""The algorithms side by side on one traffic: tables for people, JSON for programs, a plot for the eye."""
 
 from __future__ import annotations
 
@@ -11,145 +11,194 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from equipoise_demo.outcome import Result, TenantResult
+    from equipoise_demo.phase import Phase
 
-HEADINGS = ("tenant", "requests", "asked", "entitled", "service", "TTFT p50", "TTFT p99")
+HEADINGS = ("tenant", "asked", "entitled", "service", "kept, %", "GPU s")
 EXPLANATION = (
-    "Asked, entitled (max-min fair) and service are weighted tokens a second (input 1, output 2) while the trace lasted; "
-    "times are in the trace's seconds."
+    "Asked, entitled (max-min fair) and service are weighted tokens a second (input 1, output 2) while the traffic lasted; "
+    "kept is the share of interactive requests whose promise was. Service, kept and GPU seconds are the sidecars' metrics; GPU utilisation and conditions the policy's status "
+    "(of the last minute); times to first token are what clients saw."
 )
 SHOWN = 12
 """Tenants in the table on the terminal; the files have all."""
 
 
-def as_json(before: Result, after: Result, facts: dict[str, Any]) -> str:
-    """Return both results with all tenants. Not-a-number becomes null."""
-    document = {"facts": facts, "results": [_plain(before), _plain(after)]}
+def as_json(phases: Sequence[Phase], facts: dict[str, Any]) -> str:
+    """Return all results with all tenants. Not-a-number becomes null."""
+    document = {"facts": facts, "results": [_plain(phase) for phase in phases]}
     return json.dumps(document, indent=2, default=str) + "\n"
 
 
-def as_markdown(before: Result, after: Result, facts: dict[str, Any]) -> str:
+def as_markdown(phases: Sequence[Phase], facts: dict[str, Any], promise_seconds: float) -> str:
     """Return the summary and every tenant's row."""
-    lines = [f"# {before.algorithm} against {after.algorithm}", ""]
-    lines += [f"- {name}: {value}" for name, value in facts.items()]
-    lines += ["", f"| | {before.algorithm} | {after.algorithm} |", "| --- | ---: | ---: |"]
-    lines += [f"| {name} | {one} | {two} |" for name, one, two in summary_rows(before, after)]
+    names = [phase.algorithm for phase in phases]
+    lines = [f"# {', '.join(names[:-1])} and {names[-1]} on the same traffic", ""]
+    for name, value in facts.items():
+        if isinstance(value, list):
+            lines += [f"- {name}:", *(f"  - {each}" for each in value)]
+        else:
+            lines.append(f"- {name}: {value}")
+    lines += ["", f"| | {' | '.join(names)} |", "| --- |" + " ---: |" * len(names)]
+    lines += [f"| {' | '.join(row)} |" for row in summary_rows(phases, promise_seconds)]
     lines += [
         "",
-        f"{EXPLANATION} Before the arrow {before.algorithm}, after it {after.algorithm}.",
+        f"{EXPLANATION} Between arrows: {', '.join(names)}.",
         "",
         "| " + " | ".join(HEADINGS) + " |",
         "| --- |" + " ---: |" * (len(HEADINGS) - 1),
     ]
-    lines += ["| " + " | ".join(row) + " |" for row in tenant_rows(before, after)]
+    lines += ["| " + " | ".join(row) + " |" for row in tenant_rows(phases)]
     return "\n".join(lines) + "\n"
 
 
-def summary_rows(before: Result, after: Result) -> list[tuple[str, str, str]]:
-    """Return name and both values of each measure over all tenants."""
+def summary_rows(phases: Sequence[Phase], promise_seconds: float) -> list[tuple[str, ...]]:
+    """Return the name of each measure over all tenants and its value under each algorithm."""
 
-    def row(name: str, value: Callable[[Result], str]) -> tuple[str, str, str]:
-        return name, value(before), value(after)
+    def row(name: str, value: Callable[[Phase], str]) -> tuple[str, ...]:
+        return name, *(value(phase) for phase in phases)
 
+    rows = [
+        row("service over entitlement, best served", lambda phase: f"{max(phase.shares.values()):.2f}"),
+        row("service over entitlement, worst served", lambda phase: f"{min(phase.shares.values()):.2f}"),
+        row("Jain's index of it (1: all alike)", lambda phase: f"{phase.jain:.3f}"),
+        row("service of all (weighted tokens/s)", lambda phase: f"{phase.rate:.0f}"),
+        row(f"interactive: first token within {promise_seconds:g} s", lambda phase: _percent(phase.kept)),
+        row(
+            "interactive: TTFT p50 / p99 (s)",
+            lambda phase: (
+                f"{_seconds(phase.result.ttft_interactive.p50)} / {_seconds(phase.result.ttft_interactive.p99)}"
+            ),
+        ),
+        row(
+            "all: TTFT p50 / p99 (s)",
+            lambda phase: f"{_seconds(phase.result.ttft.p50)} / {_seconds(phase.result.ttft.p99)}",
+        ),
+    ]
+    if any(phase.gpu_percent is not None for phase in phases):
+        rows += [
+            row(
+                "GPU utilisation; seconds",
+                lambda phase: (
+                    f"{'-' if phase.gpu_percent is None else phase.gpu_percent} %; "
+                    f"{phase.counted.gpu_milliseconds.total() / 1000:.0f}"
+                ),
+            ),
+            row("GPUMetricsStale", lambda phase: phase.conditions["GPUMetricsStale"]),
+        ]
     return [
-        row("service difference, mean (tokens/s)", lambda result: f"{result.difference.mean:.0f}"),
-        row("service difference, max (tokens/s)", lambda result: f"{result.difference.max:.0f}"),
-        row("Jain's index of service over entitlement", lambda result: f"{result.jain:.3f}"),
-        row(
-            "TTFT p50, tenants within their share (s)", lambda result: _seconds(result.ttft_within_share.p50)
-        ),
-        row(
-            "TTFT p99, tenants within their share (s)", lambda result: _seconds(result.ttft_within_share.p99)
-        ),
-        row("TTFT p50, all (s)", lambda result: _seconds(result.ttft.p50)),
-        row("TTFT p99, all (s)", lambda result: _seconds(result.ttft.p99)),
-        row("throughput (tokens/s)", lambda result: f"{result.tokens_per_second:.0f}"),
-        row("finished / failed", lambda result: f"{result.finished} / {result.failed}"),
+        *rows,
+        row("FairnessBoundMet", lambda phase: phase.conditions["FairnessBoundMet"]),
+        row("finished / failed", lambda phase: f"{phase.result.finished} / {phase.result.failed}"),
     ]
 
 
-def tenant_rows(before: Result, after: Result) -> list[tuple[str, ...]]:
+def tenant_rows(phases: Sequence[Phase]) -> list[tuple[str, ...]]:
     """Return a row a tenant, those with the most demand first."""
-    others = {row.tenant: row for row in after.tenants}
 
-    def both(row: TenantResult, value: Callable[[TenantResult], str]) -> str:
-        return f"{value(row)} → {value(others[row.tenant])}"
+    def each(value: Callable[[Phase], str]) -> str:
+        return " → ".join(value(phase) for phase in phases)
 
+    def cells(tenant: str, seconds: float) -> tuple[str, str, str]:
+        return (
+            each(lambda phase: f"{phase.counted.service[tenant] / seconds:.0f}"),
+            each(lambda phase: _percent(phase.ended.share_kept(tenant), "")),
+            each(lambda phase: f"{phase.counted.gpu_milliseconds[tenant] / 1000:.0f}"),
+        )
+
+    result = phases[-1].result
     return [
         (
             row.tenant,
-            str(row.requests),
             f"{row.demand:.0f}",
             f"{row.entitled:.0f}",
-            both(row, lambda each: f"{each.service:.0f}"),
-            both(row, lambda each: _seconds(each.ttft.p50)),
-            both(row, lambda each: _seconds(each.ttft.p99)),
+            *cells(row.tenant, result.seconds),
         )
-        for row in before.tenants
+        for row in result.tenants
     ]
 
 
-def tables(before: Result, after: Result) -> tuple[Table, Table]:
-    """Return the summary and the tenants' table for a terminal."""
-    totals = Table(
-        box=SIMPLE_HEAD, pad_edge=False, title=f"{before.algorithm} against {after.algorithm}, all tenants"
-    )
-    totals.add_column("")
-    totals.add_column(before.algorithm, justify="right")
-    totals.add_column(after.algorithm, justify="right", style="bold")
-    for row in summary_rows(before, after):
-        totals.add_row(*row)
+def tables(phases: Sequence[Phase], promise_seconds: float) -> tuple[Table, Table]:
+    """Return the tenants' table and the summary for a terminal."""
+    names = [phase.algorithm for phase in phases]
     tenants = Table(
         box=SIMPLE_HEAD,
         pad_edge=False,
-        title=f"Per tenant: weighted tokens/s; seconds of the trace; {before.algorithm} → {after.algorithm}",
+        padding=(0, 1, 0, 0),
+        title_justify="left",
+        title=f"Each tenant under {' → '.join(names)}: weighted tokens/s, promises kept, GPU",
     )
     for heading in HEADINGS:
         tenants.add_column(heading, justify="left" if heading == "tenant" else "right", no_wrap=True)
-    rows = tenant_rows(before, after)
+    rows = tenant_rows(phases)
     for cells in rows[:SHOWN]:
         tenants.add_row(*cells)
     if len(rows) > SHOWN:
         tenants.caption = f"{len(rows) - SHOWN} tenants with less demand are in the report"
-    return totals, tenants
+    totals = Table(box=SIMPLE_HEAD, pad_edge=False, title_justify="left", title="All tenants")
+    totals.add_column("")
+    for name in names:
+        totals.add_column(name, justify="right", style="bold" if name == names[-1] else "")
+    for row in summary_rows(phases, promise_seconds):
+        totals.add_row(*row)
+    return tenants, totals
 
 
-def write(folder: Path, before: Result, after: Result, facts: dict[str, Any]) -> list[Path]:
+def write(folder: Path, phases: Sequence[Phase], facts: dict[str, Any], promise_seconds: float) -> list[Path]:
     """Write result.json, result.md and result.png into an existing folder."""
     from equipoise_demo.plot import draw  # noqa: PLC0415 - matplotlib takes a second to import
 
     files = [folder / name for name in ("result.json", "result.md", "result.png")]
-    files[0].write_text(as_json(before, after, facts), encoding="utf-8")
-    files[1].write_text(as_markdown(before, after, facts), encoding="utf-8")
-    draw(before, after, files[2])
+    files[0].write_text(as_json(phases, facts), encoding="utf-8")
+    files[1].write_text(as_markdown(phases, facts, promise_seconds), encoding="utf-8")
+    draw(phases, files[2], promise_seconds)
     return files
 
 
-def _plain(result: Result) -> dict[str, Any]:
+def _plain(phase: Phase) -> dict[str, Any]:
+    result = phase.result
     return {
-        "algorithm": result.algorithm,
+        "algorithm": phase.algorithm,
         "seconds": result.seconds,
+        "jain": phase.jain,
+        "service_per_second": phase.rate,
+        "promises_kept": phase.kept,
+        "promises_judged": phase.ended.judged.total(),
+        "gpu_percent": phase.gpu_percent,
+        "conditions": phase.conditions,
+        "waiting_at_the_end": phase.counted.waiting,
+        "seconds_of_the_change": phase.change_seconds,
         "service_difference": _finite(asdict(result.difference)),
-        "jain": result.jain,
         "ttft_seconds": _finite(asdict(result.ttft)),
-        "ttft_within_share_seconds": _finite(asdict(result.ttft_within_share)),
+        "ttft_interactive_seconds": _finite(asdict(result.ttft_interactive)),
         "tokens_per_second": result.tokens_per_second,
         "finished": result.finished,
         "failed": result.failed,
-        "tenants": [_tenant(row) for row in result.tenants],
+        "tenants": [
+            {
+                **{
+                    name: getattr(row, name)
+                    for name in ("tenant", "requests", "failed", "demand", "entitled")
+                },
+                "service": phase.counted.service[row.tenant] / result.seconds,
+                "service_over_entitlement": phase.shares[row.tenant],
+                "promises_kept": phase.ended.share_kept(row.tenant),
+                "gpu_seconds": phase.counted.gpu_milliseconds[row.tenant] / 1000,
+                "ttft_seconds": _finite(asdict(row.ttft)),
+            }
+            for row in result.tenants
+        ],
     }
-
-
-def _tenant(row: TenantResult) -> dict[str, Any]:
-    values = asdict(row)
-    return {**values, "ttft": _finite(values["ttft"])}
 
 
 def _finite(values: dict[str, float]) -> dict[str, float | None]:
     return {name: value if math.isfinite(value) else None for name, value in values.items()}
+
+
+def _percent(share: float | None, unit: str = " %") -> str:
+    return "-" if share is None else f"{100 * share:.0f}{unit}"
 
 
 def _seconds(value: float) -> str:

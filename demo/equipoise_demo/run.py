@@ -10,17 +10,18 @@ from rich.console import Console
 
 from equipoise_cluster import ConsoleProgress
 from equipoise_demo.fleet import StandInProcess
-from equipoise_demo.load import ENGINES, PACE, engine_profile, load_trace, stand_in_load
+from equipoise_demo.load import ENGINES, PACE, TRACE_PACE, engine_profile, stand_in_load
 from equipoise_demo.places import POD, DemoError
 from equipoise_demo.stack import Plan, Stack
 from equipoise_demo.story import Story
+from equipoise_demo.traffic import SECONDS, SLICE_SECONDS, own_traffic, traffic_of
 from equipoise_simulator.standin import answer
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from equipoise_demo.fleet import EngineProcess
-    from equipoise_simulator.traces import Trace
+    from equipoise_demo.traffic import Traffic
 
 
 @dataclass(frozen=True)
@@ -28,8 +29,10 @@ class Options:
     """What the command was told."""
 
     trace: Path | None
+    full: bool
+    """All of a file's trace."""
     seconds: float | None
-    """Length of the slice; None for all."""
+    """Length of the traffic; None for its own."""
     speed: float | None
     pace: float | None
     vllm: bool
@@ -42,19 +45,26 @@ def run(options: Options) -> None:
     """Run the demo. DemoError, ClusterError, TraceError or OSError say why it could not."""
     console = Console()
     progress = ConsoleProgress(console)
-    trace = load_trace(options.trace, options.seconds)
+    traffic = _traffic(options)
     options.folder.mkdir(parents=True, exist_ok=True)
-    progress.step(
-        f"{trace.name}: {len(trace.rows)} requests of {len(trace.clients)} tenants in {trace.seconds:g} s"
-    )
+    progress.step(traffic.words)
     if options.vllm:
-        _on_vllm(options, trace, console, progress)
+        _on_vllm(options, traffic, console, progress)
     else:
-        _on_stand_ins(options, trace, console, progress)
+        _on_stand_ins(options, traffic, console, progress)
 
 
-def _on_stand_ins(options: Options, trace: Trace, console: Console, progress: ConsoleProgress) -> None:
-    load = stand_in_load(trace, pace=options.pace or PACE, speed=options.speed)
+def _traffic(options: Options) -> Traffic:
+    if options.trace is None:
+        return own_traffic(options.seconds or SECONDS)
+    return traffic_of(options.trace, None if options.full else options.seconds or SLICE_SECONDS)
+
+
+def _on_stand_ins(options: Options, traffic: Traffic, console: Console, progress: ConsoleProgress) -> None:
+    trace = traffic.trace
+    load = stand_in_load(
+        traffic, pace=options.pace or (PACE if traffic.own else TRACE_PACE), speed=options.speed
+    )
     progress.step(
         f"Demand is {load.ratio:.2f} times what {ENGINES} engines at speed {load.speed:.2f} can serve"
     )
@@ -71,10 +81,11 @@ def _on_stand_ins(options: Options, trace: Trace, console: Console, progress: Co
         f"speed {load.speed:.2f} in the trace's time"
     )
     with Stack(Plan(ENGINES, trace.clients, launch, options.existing, gpus=True), progress) as stack:
-        _finish(Story(stack, load, words, answer, 1.0, console, progress), options)
+        story = Story(stack, load, words, answer, 1.0, console, progress, strict=traffic.own)
+        _finish(story, options)
 
 
-def _on_vllm(options: Options, trace: Trace, console: Console, progress: ConsoleProgress) -> None:
+def _on_vllm(options: Options, traffic: Traffic, console: Console, progress: ConsoleProgress) -> None:
     from equipoise_demo.real_vllm import VllmProcess, measured_load  # noqa: PLC0415 - the other engine needs none of it
 
     if options.speed is not None:
@@ -88,18 +99,22 @@ def _on_vllm(options: Options, trace: Trace, console: Console, progress: Console
         return started[-1]
 
     words = f"{ENGINES} real vLLM on the CPU, a Llama of 26 M parameters with random weights"
-    with Stack(Plan(ENGINES, trace.clients, launch, options.existing), progress) as stack:
+    with Stack(Plan(ENGINES, traffic.trace.clients, launch, options.existing), progress) as stack:
         ratio = started[0].words_a_token()
-        load = measured_load(stack, trace, words_a_token=ratio, pace=options.pace, progress=progress)
-        _finish(Story(stack, load, words, None, ratio, console, progress), options)
+        load = measured_load(stack, traffic, words_a_token=ratio, pace=options.pace, progress=progress)
+        _finish(Story(stack, load, words, None, ratio, console, progress, strict=False), options)
 
 
 def _finish(story: Story, options: Options) -> None:
-    """Tell the story, say where the report is, and with `keep` wait for Ctrl-C."""
-    files = story.tell(options.folder)
+    """Tell the story, say where the report is, and with `keep` wait for Ctrl-C. DemoError when what it is to show was not seen."""
+    files, checked = story.tell(options.folder)
     story.progress.step("Report: " + ", ".join(str(file) for file in files))
     if options.keep:
         story.console.print(story.to_try(), markup=False, highlight=False, soft_wrap=True)
         story.progress.step("All of it stays up until Ctrl-C.")
         signal.pause()
     story.progress.step("Removing everything that the demo started")
+    missing = [claim.text for claim in checked if claim.decides and not claim.held]
+    if missing:
+        doubts = f" Perhaps because: {'; '.join(story.notes)}." if story.notes else ""
+        raise DemoError(f"not seen: {'; '.join(missing)}.{doubts}")

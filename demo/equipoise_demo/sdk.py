@@ -34,6 +34,7 @@ class Sdk:
     endpoints: Sequence[tuple[str, int]]
     keys: Mapping[str, str]
     body: Callable[[Row, int], dict[str, Any]]
+    headers: Callable[[int], dict[str, str]]
     expected: Callable[[str, int], str] | None
     """The text of an answer, by prompt and tokens; None when the engine's is not known beforehand."""
     timeout: float
@@ -60,7 +61,9 @@ class Sdk:
         client = self._clients[endpoint].with_options(api_key=self.keys[row.client])
         texts: list[str] = []
         try:
-            stream = await client.chat.completions.create(**body, extra_body=extra)
+            stream = await client.chat.completions.create(
+                **body, extra_body=extra, extra_headers=self.headers(index)
+            )
             async for chunk in stream:
                 if chunk.usage is not None:
                     outcome.input_tokens = chunk.usage.prompt_tokens

@@ -19,12 +19,22 @@ import yaml
 from kubernetes import client
 from kubernetes.client.exceptions import ApiException
 
-from equipoise_api.names import FAIRNESS_POLICIES, GROUP, ISSUER_PORT, OPERATOR_PORT, TOKEN_AUDIENCE, VERSION
+from equipoise_api.names import (
+    FAIRNESS_POLICIES,
+    GROUP,
+    ISSUER_PORT,
+    OPERATOR_PORT,
+    TENANTS,
+    TOKEN_AUDIENCE,
+    VERSION,
+)
 from equipoise_cluster import Cluster, ControlPlane, find
 from equipoise_cluster.processes import Process
+from equipoise_demo.counted import Counted, scrape
 from equipoise_demo.fleet import EngineProcess, Pair, PodPlace, addresses, answers, environment, until
 from equipoise_demo.places import (
     GPU_NAMESPACE,
+    INTERACTIVE_APPLICATION,
     NAMESPACE,
     POD,
     POLICY,
@@ -32,6 +42,7 @@ from equipoise_demo.places import (
     RELEASE_NAMESPACE,
     DemoError,
     checkout,
+    condition_of,
     shipped_keys,
     tenant_manifest,
 )
@@ -113,18 +124,26 @@ class Stack:
     # -- what the demo does with it
 
     def set_algorithm(self, algorithm: str) -> None:
-        """Patch the policy and return when every sidecar has it."""
-        patch = json.dumps({"spec": {"algorithm": {"type": algorithm}}})
-        self.cluster.kubectl(
-            "patch", "fairnesspolicy", POLICY, f"--namespace={NAMESPACE}", "--type=merge", f"--patch={patch}"
-        )
-        self._await_sync()
+        """Patch the policy and return when every sidecar has it. Shows no progress: requests may be under way."""
+        self._patch("fairnesspolicy", POLICY, {"algorithm": {"type": algorithm}})
+        self._await_sync(None)
 
-    def forget(self) -> None:
-        """Start the sidecars anew without what they learnt, and return when all are configured."""
-        for pair in self.pairs:
-            pair.forget()
-        self._await_sync()
+    def promise(self, milliseconds: int) -> None:
+        """Promise every tenant's interactive application another time to first token."""
+        slo = {"name": INTERACTIVE_APPLICATION, "slo": {"ttftMilliseconds": milliseconds}}
+        for name in self.plan.tenants:
+            self._patch("tenant", name, {"applications": [slo]})
+        until("all sidecars know the promise", self._tenants_synced, self._processes(), seconds=SYNC_SECONDS)
+
+    def counted(self) -> Counted:
+        """Return what the sidecars have counted so far."""
+        return scrape(pair.address for pair in self.pairs)
+
+    def policy(self) -> dict[str, Any]:
+        """Return the policy with its status."""
+        custom = client.CustomObjectsApi(self.cluster.admin)
+        found = custom.get_namespaced_custom_object(GROUP, VERSION, NAMESPACE, FAIRNESS_POLICIES, POLICY)
+        return cast("dict[str, Any]", found)
 
     def objects(self) -> str:
         """Return tenants and policies as kubectl prints them."""
@@ -166,7 +185,7 @@ class Stack:
             engine.wait_ready()
         step(f"Starting {self.plan.engines} sidecars")
         self._start_sidecars(pods, issuer)
-        self._await_sync()
+        self._await_sync(self._progress)
         step(f"Ready: {len(self.pairs)} sidecars configured for {len(self.plan.tenants)} tenants")
 
     def _start_cluster(self) -> None:
@@ -286,26 +305,40 @@ class Stack:
 
     # -- waiting
 
-    def _await_sync(self) -> None:
+    def _patch(self, kind: str, name: str, spec: dict[str, Any]) -> None:
+        patch = json.dumps({"spec": spec})
+        self.cluster.kubectl(
+            "patch", kind, name, f"--namespace={NAMESPACE}", "--type=merge", f"--patch={patch}"
+        )
+
+    def _await_sync(self, progress: Progress | None) -> None:
         """Return when every sidecar is ready and holds the policy as it is, with all tenants."""
         until(
             "all sidecars hold the policy",
             lambda: all(pair.ready() for pair in self.pairs) and self._synced(),
             self._processes(),
             seconds=SYNC_SECONDS,
-            progress=self._progress,
+            progress=progress,
         )
 
     def _synced(self) -> bool:
-        custom = client.CustomObjectsApi(self.cluster.admin)
-        found = custom.get_namespaced_custom_object(GROUP, VERSION, NAMESPACE, FAIRNESS_POLICIES, POLICY)
-        policy = cast("dict[str, Any]", found)
+        policy = self.policy()
         status = policy.get("status", {})
         sidecars = status.get("sidecars", {})
         return bool(
             status.get("observedGeneration") == policy["metadata"]["generation"]
             and sidecars.get("synced") == sidecars.get("total") == len(self.pairs)
             and status.get("tenants", 0) >= len(self.plan.tenants)
+        )
+
+    def _tenants_synced(self) -> bool:
+        custom = client.CustomObjectsApi(self.cluster.admin)
+        found = custom.list_namespaced_custom_object(GROUP, VERSION, NAMESPACE, TENANTS)
+        tenants = cast("dict[str, list[dict[str, Any]]]", found)["items"]
+        return all(
+            tenant.get("status", {}).get("observedGeneration") == tenant["metadata"]["generation"]
+            and condition_of(tenant, "Synced") == "True"
+            for tenant in tenants
         )
 
     def _processes(self) -> list[Process]:

@@ -1,12 +1,9 @@
-"""Measures of a replay by hand, and the report that shows them."""
+"""Measures of a replay by hand."""
 
-import json
 import math
 
 import pytest
-from rich.console import Console
 
-from equipoise_demo import report
 from equipoise_demo.outcome import Outcome, measure
 
 
@@ -51,7 +48,6 @@ def test_who_asks_for_no_more_than_an_equal_share_is_within_it():
     requests = [outcome("a", 0.0, 9.0, 95), outcome("b", 0.0, 1.0, 20), outcome("c", 0.0, 8.0, 95)]
     result = measure("VTC", requests, 100.0, 2.0)
     assert {row.tenant: row.entitled for row in result.tenants} == {"a": 0.75, "b": 0.5, "c": 0.75}
-    assert result.ttft_within_share.p99 == 1.0
     assert result.ttft.p50 == 8.0
 
 
@@ -61,47 +57,12 @@ def test_failures_are_counted_and_have_no_latency():
     assert result.tenants[0].ttft.p99 == 1.0
 
 
-@pytest.fixture
-def results():
-    before = [
-        outcome("heavy", 0.0, 1.0, 200, every=0.5),
-        outcome("light", 5.0, 60.0, 10),
-        outcome("lost", 5.0, None, 3, error="x"),
-    ]
-    after = [
-        outcome("heavy", 0.0, 1.0, 200, every=0.5),
-        outcome("light", 5.0, 6.0, 10),
-        outcome("lost", 5.0, 7.0, 3),
-    ]
-    return measure("FCFS", before, 120.0, 2.0), measure("VTC", after, 120.0, 2.0)
-
-
-def test_a_report_has_tables_and_a_plot(results, tmp_path):
-    files = report.write(tmp_path, *results, {"engines": "three"})
-    assert [file.name for file in files] == ["result.json", "result.md", "result.png"]
-    document = json.loads(files[0].read_text())
-    assert document["facts"] == {"engines": "three"}
-    before, after = document["results"]
-    assert (before["algorithm"], after["algorithm"]) == ("FCFS", "VTC")
-    assert {row["tenant"]: row["ttft"]["p99"] for row in before["tenants"]} == {
-        "heavy": 1.0,
-        "light": 55.0,
-        "lost": None,
-    }
-    markdown = files[1].read_text()
-    assert "| light | 1 | 0 | 0 | 0 → 0 | 55 → 1.0 | 55 → 1.0 |" in markdown
-    assert "| finished / failed | 2 / 1 | 3 / 0 |" in markdown
-    png = files[2].read_bytes()
-    assert png.startswith(b"\x89PNG")
-    assert len(png) > 20_000
-
-
-def test_the_terminals_tables_name_both_algorithms(results):
-    console = Console(width=120, record=True, file=open("/dev/null", "w"))  # noqa: SIM115, PTH123 - as long as the test
-    for table in report.tables(*results):
-        console.print(table)
-    text = console.export_text()
-    assert all(word in text for word in ("FCFS", "VTC", "heavy", "light", "service difference"))
+def test_the_waits_of_interactive_requests_are_told_apart():
+    requests = [outcome("a", 0.0, 9.0, 95), outcome("a", 0.0, 1.0, 20)]
+    requests[1].interactive = True
+    result = measure("VTC", requests, 100.0, 2.0)
+    assert result.ttft_interactive.p99 == 1.0
+    assert result.ttft.p99 == pytest.approx(9.0, abs=0.1)
 
 
 def test_nothing_at_all_makes_no_report_of_numbers():

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from equipoise_demo.exchange import Exchange
-from equipoise_demo.replay import CPU_LIMIT, Replay, Target, body_of, replay
+from equipoise_demo.replay import CPU_LIMIT, Replay, Target, body_of, headers_of, replay
 from equipoise_demo.sdk import Sdk, chosen
 from equipoise_simulator.standin import Faults, StandIn, answer, count_tokens
 from equipoise_simulator.traces import Row, Trace
@@ -74,8 +74,32 @@ async def test_requests_are_dealt_in_turn_with_each_tenants_key():
     assert [outcome.error for outcome in found.outcomes] == [None] * 3
     assert [len(first), len(second)] == [2, 1]
     assert b"Authorization: Bearer key-b\r\n" in second[0]
+    assert all(b"x-equipoise" not in request.lower() for request in (*first, *second))
     sent = json.loads(first[0].partition(b"\r\n\r\n")[2])
     assert (sent["stream"], sent["ignore_eos"], sent["max_tokens"], sent["model"]) == (True, True, 1, MODEL)
+
+
+async def test_interactive_requests_name_the_application_that_was_promised_something():
+    async with scripted(b"HTTP/1.1 429 Too Many\r\nContent-Length: 0\r\n\r\n") as (server, requests):
+        target = Target(server.endpoints, server.keys, MODEL, interactive={1})
+        found = await replay(trace_of((0.0, "a", 9, 1), (0.5, "a", 9, 1)), target, speed=5, timeout=9)
+    assert [outcome.interactive for outcome in found.outcomes] == [False, True]
+    assert [b"\r\nX-Equipoise-Application: chat\r\n" in request for request in requests] == [False, True]
+
+
+async def test_the_end_of_the_trace_is_told_while_answers_are_still_to_come():
+    told = []
+    trace = trace_of((0.0, "a", 20, 200), seconds=0.5)
+    async with StandIn(speed=1) as engine:
+
+        def at_end():
+            told.append((engine.stats.generation_tokens, engine.stats.generation_tokens < 200))
+
+        found = await replay(trace, target_of(engine), speed=1.0, timeout=60.0, at_end=at_end)
+    ((generated, early),) = told
+    assert early
+    assert 0 < generated < 200
+    assert (found.outcomes[0].error, sum(count for _, count in found.outcomes[0].tokens)) == (None, 200)
 
 
 @pytest.mark.parametrize("input_tokens", [1, 6, 7, 50, 900])
@@ -186,6 +210,7 @@ async def test_the_sdk_sends_some_requests_and_checks_their_texts():
                 endpoints=target.endpoints,
                 keys=target.keys,
                 body=lambda row, index: body_of(row, index, target),
+                headers=lambda index: headers_of(index, target),
                 expected=expected,
                 timeout=10.0,
             )
