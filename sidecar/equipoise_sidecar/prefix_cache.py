@@ -17,7 +17,7 @@ from equipoise_scheduling.prediction_error import ErrorTracker
 from equipoise_scheduling.request import Request, Usage
 from equipoise_sidecar.engine.signals import EngineSignals
 from equipoise_sidecar.facts import EndpointKind, EngineProfile, Facts
-from equipoise_sidecar.prefix_index import BLOCK_BYTES, MOST_BLOCKS, PrefixIndex
+from equipoise_sidecar.prefix_index import ENDS, PrefixIndex
 
 KV_BLOCK_TOKENS = 16
 """Of a KV block where the engine does not say: vLLM's default."""
@@ -127,7 +127,7 @@ class PrefixCache:
         prompts, facts.prompt_bytes = facts.prompt_bytes, None
         if prompts is None or not self.active:
             return None
-        chains, room = [], MOST_BLOCKS
+        chains, room = [], len(ENDS)
         for prompt in prompts.prompts:
             keys = self.index.keys(tenant, prompts.root, prompt, room)
             room -= len(keys)
@@ -143,11 +143,10 @@ class PrefixCache:
     def _known(self, prefix: Prefix, prompt_tokens: int) -> int:
         total = 0
         for chain, size in zip(prefix.chains, prefix.sizes, strict=True):
-            known = self.index.known(chain.keys) * BLOCK_BYTES
-            if known:
+            if shared := self.index.shared(chain.keys):
                 each = prompt_tokens / prefix.size
                 # the last token is always computed, for the one after it follows from it
-                total += int(min(known * each, size * each - 1) // self._block) * self._block
+                total += int(min(shared * each, size * each - 1) // self._block) * self._block
         return max(0, total)
 
     def dispatched(self, prefix: Prefix | None, request: Request) -> None:
@@ -160,7 +159,7 @@ class PrefixCache:
         prefix.matched = self._known(prefix, request.prompt_tokens)
         self._matched += prefix.matched
         for chain in prefix.chains:
-            chain.new = self.index.add(chain.keys, self._block_tokens(prefix, request))
+            chain.new = self.index.add(chain.keys, _tokens_a_byte(prefix, request))
 
     def undone(self, prefix: Prefix | None) -> None:
         """Note that the engine did not compute what was dispatched."""
@@ -181,10 +180,10 @@ class PrefixCache:
             return
         rest = float(usage.prompt + usage.generated)
         if prefix is not None:
-            each = self._block_tokens(prefix, request)
+            each = _tokens_a_byte(prefix, request)
             for chain in prefix.chains:
                 self.index.add(chain.keys, each)
-                rest -= each * len(chain.keys)
+                rest -= each * (ENDS[len(chain.keys) - 1] if chain.keys else 0)
         self.index.occupy(rest)
         alone = request.sequences == 1
         if (
@@ -199,6 +198,6 @@ class PrefixCache:
             self.predicted_tokens += request.cached_tokens
             self.reported_tokens += usage.cached
 
-    @staticmethod
-    def _block_tokens(prefix: Prefix, request: Request) -> float:
-        return request.prompt_tokens * BLOCK_BYTES / max(1, prefix.size)
+
+def _tokens_a_byte(prefix: Prefix, request: Request) -> float:
+    return request.prompt_tokens / max(1, prefix.size)

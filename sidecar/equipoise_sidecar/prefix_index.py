@@ -1,6 +1,6 @@
 """Which beginnings of prompts the engine has computed lately: a bounded set of hashes, the least recently used going first.
 
-A prompt is cut into blocks of `BLOCK_BYTES`. The key of a block is a keyed hash of everything up to its end, so equal keys
+A prompt is cut at `ENDS`, finely where most prompts part from one another: behind a system prompt. The key of a block is a keyed hash of everything up to its end, so equal keys
 mean equal beginnings. Keys are hashed under a random secret of the process and never leave it. A tenant's prompts are
 hashed under its name: what one tenant sends says nothing of what others have sent.
 
@@ -19,10 +19,11 @@ from itertools import takewhile
 
 from equipoise_sidecar.prompt_bytes import MOST_BYTES
 
-BLOCK_BYTES = 256
-"""About 85 tokens of text. 100 kB are hashed in a quarter of a millisecond."""
-MOST_BLOCKS = MOST_BYTES // BLOCK_BYTES
-"""Of one request."""
+FINE_BYTES, FINE_BLOCK, BLOCK = 4096, 64, 256
+"""Blocks of 64 bytes (about 20 tokens of text) up to 4 kB, of 256 from there."""
+ENDS = (*range(FINE_BLOCK, FINE_BYTES, FINE_BLOCK), *range(FINE_BYTES, MOST_BYTES + 1, BLOCK))
+"""Where blocks end, in bytes. 100 kB are hashed in a third of a millisecond."""
+_SIZES = tuple(end - begin for begin, end in zip((0, *ENDS), ENDS, strict=False))
 MOST_ENTRIES = 65_536
 """Of the index, 16 MB at most: blocks of 5 million tokens of text."""
 _DIGEST_BYTES = 16
@@ -46,7 +47,7 @@ class PrefixIndex:
     def __len__(self) -> int:
         return len(self._entries)
 
-    def keys(self, tenant: str, root: bytes, prompt: bytes, most: int = MOST_BLOCKS) -> list[bytes]:
+    def keys(self, tenant: str, root: bytes, prompt: bytes, most: int = len(ENDS)) -> list[bytes]:
         """Return the keys of a prompt's whole blocks, the first `most` of them. Linear in the bytes looked at.
 
         `root`: what else must be equal.
@@ -55,24 +56,33 @@ class PrefixIndex:
         state = blake2b(b"%d:%b%b" % (len(name), name, root), key=self._secret, digest_size=_DIGEST_BYTES)
         update, digest = state.update, state.digest
         keys = []
-        end = min(len(prompt), most * BLOCK_BYTES)
-        for at in range(BLOCK_BYTES, end + 1, BLOCK_BYTES):
-            update(prompt[at - BLOCK_BYTES : at])
+        begin, size = 0, len(prompt)
+        for end in ENDS[:most]:
+            if end > size:
+                break
+            update(prompt[begin:end])
             keys.append(digest())
+            begin = end
         return keys
 
     def known(self, keys: Sequence[bytes]) -> int:
         """Return how many blocks from the beginning of a chain are here. Linear in that number."""
         return sum(1 for _ in takewhile(self._entries.__contains__, keys))
 
-    def add(self, keys: Sequence[bytes], tokens: float) -> int:
-        """Note that a chain was computed, `tokens` to a block; return how many from its beginning were here."""
+    def shared(self, keys: Sequence[bytes]) -> int:
+        """Return how many bytes from the beginning of a chain are here. Linear in the blocks."""
+        known = self.known(keys)
+        return ENDS[known - 1] if known else 0
+
+    def add(self, keys: Sequence[bytes], tokens_a_byte: float) -> int:
+        """Note that a chain was computed; return how many blocks from its beginning were here."""
         entries, known = self._entries, self.known(keys)
-        for key in reversed(keys):
+        for place in range(len(keys) - 1, -1, -1):
+            key = keys[place]
             if key in entries:
                 entries.move_to_end(key)
             else:
-                entries[key] = tokens
+                entries[key] = tokens = _SIZES[place] * tokens_a_byte
                 self.tokens += tokens
         self._shrink()
         return known

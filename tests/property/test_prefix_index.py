@@ -8,7 +8,7 @@ from equipoise_scheduling.request import Request, Usage
 from equipoise_sidecar.engine.signals import EngineSignals
 from equipoise_sidecar.facts import EndpointKind, EngineProfile, Facts, PromptBytes
 from equipoise_sidecar.prefix_cache import PrefixCache
-from equipoise_sidecar.prefix_index import BLOCK_BYTES, MOST_ENTRIES, PrefixIndex
+from equipoise_sidecar.prefix_index import BLOCK, MOST_ENTRIES, PrefixIndex
 
 PROFILE = EngineProfile(reports_cached_tokens=True)
 TEXT = bytes(range(256)) * 40
@@ -45,7 +45,7 @@ def test_an_estimate_fits_its_prompt_and_grows_with_what_is_shared(block, pool, 
     size = len(TEXT)
     estimates = [
         cache.estimate(read(cache, TEXT[:shared] + b"?" * (size - shared)), asked)
-        for shared in range(0, size + 1, BLOCK_BYTES)
+        for shared in range(0, size + 1, BLOCK)
     ]
     assert estimates == sorted(estimates)
 
@@ -54,10 +54,10 @@ def test_an_estimate_fits_its_prompt_and_grows_with_what_is_shared(block, pool, 
 @given(st.lists(st.tuples(st.sampled_from("ao"), st.integers(0, 40), st.floats(0, 90)), max_size=60))
 def test_the_end_of_a_chain_goes_before_its_beginning(events):
     index = PrefixIndex(capacity=1000)
-    chains = [index.keys("t", b"", TEXT[: 40 * BLOCK_BYTES]), index.keys("t", b"x", TEXT[: 40 * BLOCK_BYTES])]
+    chains = [index.keys("t", b"", TEXT[: 40 * BLOCK]), index.keys("t", b"x", TEXT[: 40 * BLOCK])]
     for what, number, tokens in events:
         if what == "a":
-            index.add(chains[number % 2][:number], 30.0)
+            index.add(chains[number % 2][:number], 0.4)
         else:
             index.occupy(tokens)
         for chain in chains:

@@ -6,7 +6,7 @@ from equipoise_scheduling.request import Outcome, Usage
 from equipoise_sidecar.engine.signals import EngineSignals
 from equipoise_sidecar.facts import EngineProfile, PromptBytes
 from equipoise_sidecar.prefix_cache import PrefixCache
-from equipoise_sidecar.prefix_index import BLOCK_BYTES, PrefixIndex
+from equipoise_sidecar.prefix_index import ENDS, PrefixIndex
 from equipoise_sidecar.prefix_metrics import prefix_metrics
 
 BLUE, RED = "team/blue", "team/red"
@@ -42,7 +42,7 @@ def finish(ticket, cached: int = 0) -> None:
 
 
 SHARED = 736
-"""12 blocks of 256 bytes are 749 of the 1,000 tokens, in whole KV blocks of 16."""
+"""The system prompt's 48 blocks of 64 bytes are 749 of the 1,000 tokens, in whole KV blocks of 16."""
 
 
 async def test_what_was_computed_before_is_expected_from_the_cache(caching):
@@ -182,13 +182,14 @@ async def test_passing_through_needs_no_estimate_of_anything(caching):
 def test_generated_tokens_push_prompts_out_as_they_do_in_the_engine():
     index = PrefixIndex(capacity=1000)
     keys = index.keys("t", b"", SYSTEM)
-    index.add(keys, 80.0)
-    assert (len(keys), index.known(keys)) == (12, 12)
+    index.add(keys, 960 / len(SYSTEM))
+    assert (len(keys), index.known(keys)) == (48, 48)
     index.occupy(400.0)
-    assert index.known(keys) == 7, "its end goes first"
-    index.add(keys[:2], 80.0)
+    assert index.known(keys) == 30, "20 tokens a block, and its end goes first"
+    index.add(keys[:10], 960 / len(SYSTEM))
     index.occupy(500.0)
-    assert index.known(keys) == 2
+    assert index.known(keys) == 10, "what was used again is the newest"
+    assert index.shared(keys) == 640
 
 
 def test_hashes_are_of_no_use_to_another_process():
@@ -200,11 +201,14 @@ def test_a_tenants_name_cannot_be_stretched_into_another_prompt():
     assert index.keys("a", b"b1", SYSTEM)[0] != index.keys("ab", b"1", SYSTEM)[0]
 
 
-def test_nothing_is_hashed_beyond_the_most():
-    index = PrefixIndex()
-    assert len(index.keys("t", b"", SYSTEM, 3)) == 3
-    assert len(index.keys("t", b"", SYSTEM[: BLOCK_BYTES - 1])) == 0
-    assert len(index.keys("t", b"", b"x" * 10_000_000)) == 1024
+def test_blocks_are_fine_where_prompts_part_and_nothing_is_hashed_beyond_the_most():
+    index = PrefixIndex(capacity=10**6)
+    long = b"x" * 10_000_000
+    keys = index.keys("t", b"", long)
+    assert (len(keys), ENDS[:2], ENDS[62:65], ENDS[-1]) == (len(ENDS), (64, 128), (4032, 4096, 4352), 262_144)
+    assert index.keys("t", b"", long[:63]) == []
+    assert index.keys("t", b"", long[:4351]) == keys[:64]
+    assert index.keys("t", b"", long, 3) == keys[:3]
 
 
 def test_several_prompts_are_estimated_one_by_one():
