@@ -252,3 +252,15 @@ class Chaos:
                     worst = max(worst, high - low)
                 widest[f, g] = worst
         return widest
+
+
+def assert_put_back_leaves_no_trace(busy: Chaos, quiet: Chaos) -> None:
+    """Of two that went through the same: dispatch one request in `busy` and put it back; both go on alike."""
+    request = busy.scheduler.next(busy.now, lambda _: True)
+    if request is None:
+        return
+    busy.scheduler.requeue(request, busy.now)
+    assert busy.scheduler.snapshot() == quiet.scheduler.snapshot()
+    for chaos in (busy, quiet):
+        chaos.finish_all()
+    assert busy.dispatched == quiet.dispatched

@@ -2,8 +2,9 @@
 
 from datetime import UTC, datetime
 
+import loopback
 import pytest
-from aiohttp import ClientSession, web
+from aiohttp import ClientSession
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -48,12 +49,9 @@ async def served():
     issuer.current = authority
     issuer.counted = []
     issuer.on_answer = issuer.counted.append
-    runner = web.AppRunner(issuer.app())
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    issuer.url = f"http://127.0.0.1:{runner.addresses[0][1]}{CERTIFICATES_PATH}"
-    yield issuer, reviewer
-    await runner.cleanup()
+    async with loopback.served(issuer.app()) as port:
+        issuer.url = f"http://127.0.0.1:{port}{CERTIFICATES_PATH}"
+        yield issuer, reviewer
 
 
 def request():

@@ -6,6 +6,7 @@ import json
 import kopf
 import pytest
 from aiohttp import web
+from loopback import served
 
 from equipoise_operator import credentials, kube
 from equipoise_operator.kube import JSON_PATCH, NAMES_ONLY, ApiError, ApiUnreachableError, Kube, path
@@ -33,12 +34,9 @@ async def server():
     made = Server()
     app = web.Application()
     app.router.add_route("*", "/{rest:.*}", made.handle)
-    runner = web.AppRunner(app, shutdown_timeout=0.1)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    made.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
-    yield made
-    await runner.cleanup()
+    async with served(app) as port:
+        made.url = f"http://127.0.0.1:{port}"
+        yield made
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 
 import pytest
 from aiohttp import web
+from loopback import served
 
 from equipoise_api import names
 from equipoise_api.gpu import GpuExporter
@@ -45,28 +46,26 @@ async def peer(make):
     app.router.add_route("*", names.CONFIG_PATH, handle)
     app.router.add_route("*", names.STATE_PATH, handle)
     app.router.add_route("*", names.GPU_EXPORTER_PATH, handle)
-    runner = web.AppRunner(app, shutdown_timeout=0.1)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=context).start()
-    port = runner.addresses[0][1]
-    tls = OperatorTls("equipoise", [])
-    tls.renew(authority, NOW)
+    async with served(app, tls=context) as port:
+        tls = OperatorTls("equipoise", [])
+        tls.renew(authority, NOW)
 
-    def require():
-        if not made.leading:
-            raise NotLeadingError("no")
+        def require():
+            if not made.leading:
+                raise NotLeadingError("no")
 
-    made.client = SidecarClient(require=require, context=lambda: tls.client, push_seconds=1.0)
-    made.pod = make.pod("a", ip="127.0.0.1", ports=[{"name": names.ADMIN_PORT_NAME, "containerPort": port}])
-    made.stranger = make.pod(
-        "b", ip="127.0.0.1", ports=[{"name": names.ADMIN_PORT_NAME, "containerPort": port}]
-    )
-    made.respond = lambda: web.json_response(
-        PushResult(revision="r", epoch=1, sequence=1, applied=True).document()
-    )
-    yield made
-    await made.client.close()
-    await runner.cleanup()
+        made.client = SidecarClient(require=require, context=lambda: tls.client, push_seconds=1.0)
+        made.pod = make.pod(
+            "a", ip="127.0.0.1", ports=[{"name": names.ADMIN_PORT_NAME, "containerPort": port}]
+        )
+        made.stranger = make.pod(
+            "b", ip="127.0.0.1", ports=[{"name": names.ADMIN_PORT_NAME, "containerPort": port}]
+        )
+        made.respond = lambda: web.json_response(
+            PushResult(revision="r", epoch=1, sequence=1, applied=True).document()
+        )
+        yield made
+        await made.client.close()
 
 
 async def test_a_put_carries_the_canonical_configuration(make, peer):

@@ -1,6 +1,7 @@
 """The certificate is renewed in time and an issuer that fails, or errs, is neither believed nor flooded."""
 
 import asyncio
+import contextlib
 import datetime as dt
 import random
 
@@ -10,6 +11,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
+from loopback import served
 
 from equipoise_api.names import CERTIFICATES_PATH
 from equipoise_sidecar.certificate import CertificateKeeper, Issued, Issuer, IssuerError, peer_identities
@@ -137,22 +139,15 @@ class TestIssuer:
         (tmp_path / "token").write_text("token\n")
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(tmp_path / "server.pem")
-        runners = []
+        async with contextlib.AsyncExitStack() as servers:
 
-        async def start(answer):
-            app = web.Application()
-            app.router.add_post(CERTIFICATES_PATH, answer)
-            runner = web.AppRunner(app)
-            await runner.setup()
-            runners.append(runner)
-            site = web.TCPSite(runner, "127.0.0.1", 0, ssl_context=context)
-            await site.start()
-            port = runner.addresses[0][1]
-            return Issuer(f"https://localhost:{port}/", tmp_path / "ca.pem", tmp_path / "token")
+            async def start(answer):
+                app = web.Application()
+                app.router.add_post(CERTIFICATES_PATH, answer)
+                port = await servers.enter_async_context(served(app, tls=context))
+                return Issuer(f"https://localhost:{port}/", tmp_path / "ca.pem", tmp_path / "token")
 
-        yield start
-        for runner in runners:
-            await runner.cleanup()
+            yield start
 
     @pytest.mark.parametrize(
         ("answer", "said"),

@@ -73,16 +73,16 @@ async def test_a_client_that_leaves_the_queue_is_removed_at_once(line):
     assert account(line).outcomes == {Outcome.CANCELLED: 1, Outcome.FINISHED: 2}
 
 
+async def wait_for_turn(ticket):
+    try:
+        await ticket.dispatched()
+    finally:
+        ticket.finish(Outcome.CANCELLED)
+
+
 async def test_a_client_that_leaves_while_it_awaits_its_turn_frees_everything(line):
     running, waiting = line.send(), line.send()
-
-    async def serve():
-        try:
-            await waiting.dispatched()
-        finally:
-            waiting.finish(Outcome.CANCELLED)
-
-    task = asyncio.create_task(serve())
+    task = asyncio.create_task(wait_for_turn(waiting))
     await asyncio.sleep(1)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -93,14 +93,7 @@ async def test_a_client_that_leaves_while_it_awaits_its_turn_frees_everything(li
 
 async def test_a_client_that_leaves_in_the_instant_of_its_dispatch_leaves_no_ghost_in_the_engine(line):
     running, waiting = line.send(), line.send()
-
-    async def serve():
-        try:
-            await waiting.dispatched()
-        finally:
-            waiting.finish(Outcome.CANCELLED)
-
-    task = asyncio.create_task(serve())
+    task = asyncio.create_task(wait_for_turn(waiting))
     await asyncio.sleep(0)
     running.finish(Outcome.FINISHED, EXACT)
     assert waiting.phase is Phase.IN_FLIGHT

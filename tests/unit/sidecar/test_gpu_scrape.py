@@ -7,6 +7,7 @@ import aiohttp
 import httpx2
 import pytest
 from aiohttp import web
+from loopback import served
 
 from equipoise_api.names import GPU_EXPORTER_PATH
 from equipoise_sidecar import gpu_scrape
@@ -36,12 +37,9 @@ async def exporter():
     made = Exporter()
     app = web.Application()
     app.router.add_get("/metrics", made.handle)
-    runner = web.AppRunner(app, shutdown_timeout=0.1)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    made.url = f"http://127.0.0.1:{runner.addresses[0][1]}/metrics"
-    yield made
-    await runner.cleanup()
+    async with served(app) as port:
+        made.url = f"http://127.0.0.1:{port}/metrics"
+        yield made
 
 
 @pytest.fixture

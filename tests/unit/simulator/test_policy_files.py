@@ -4,25 +4,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from clock_profile import CLOCK
 
 from equipoise_api.policy import Algorithm
 from equipoise_simulator.policy_files import PolicyFileError, read_contender
-from equipoise_simulator.profiles import Profile
 from equipoise_simulator.simulation import simulate
 from equipoise_simulator.workload import Call, Workload
 
 EXAMPLES = Path(__file__).parents[3] / "manifests" / "examples"
-CLOCK = Profile(
-    name="clock",
-    a0=1.0,
-    a1=0.0,
-    a2=0.0,
-    a3=0.0,
-    kv_tokens=320,
-    max_model_len=320,
-    max_num_seqs=2,
-    block_size=1,
-)
 POLICY = """
 apiVersion: equipoise.dev/v1alpha1
 kind: FairnessPolicy

@@ -1,28 +1,15 @@
 """A run, event by event: what a call waits for, what its client does, what scheduler and gate are told."""
 
 import pytest
+from clock_profile import CLOCK
 
 from equipoise_scheduling.base import TenantScheduler
 from equipoise_scheduling.gate import Gate, GateSettings
 from equipoise_scheduling.registry import SCHEDULERS
 from equipoise_scheduling.request import Outcome
-from equipoise_simulator.profiles import Profile
 from equipoise_simulator.simulation import simulate
 from equipoise_simulator.suites import suite
 from equipoise_simulator.workload import Call, Workload
-
-# A step takes a second, whatever it does; prompts need one step, then each sequence gets a token a step.
-CLOCK = Profile(
-    name="clock",
-    a0=1.0,
-    a1=0.0,
-    a2=0.0,
-    a3=0.0,
-    kv_tokens=320,
-    max_model_len=320,
-    max_num_seqs=2,
-    block_size=1,
-)
 
 
 def call(name, arrival=0.0, *, tenant="blue", prompt=10, output=3, **facts):
