@@ -23,7 +23,7 @@ ExporterUrl = Annotated[
 GPU_RULES = rules(
     (
         "(has(self.dcgm) && self.dcgm == 'Endpoint') == has(self.endpoint)",
-        "endpoint goes with dcgm Endpoint, and only with that",
+        "set endpoint where dcgm is Endpoint, and remove it where it is not",
         ".endpoint",
     )
 )
@@ -37,9 +37,9 @@ class Gpu(ApiModel):
     endpoint: ExporterUrl | None = None
     """URL of an exposition with the pods' rows, such as a federating Prometheus; every sidecar reads it."""
     scrape_seconds: Annotated[int, Field(ge=1, le=300)] = 10
-    """Between two readings; the exporter itself samples every 30 seconds unless told otherwise."""
+    """Seconds between two readings; the exporter itself samples every 30 seconds unless told otherwise."""
     stale_seconds: Annotated[int, Field(ge=5, le=3600)] = 90
-    """Age from which a reading counts no more; longer than the exporter's own interval."""
+    """Age in seconds from which a reading counts no more; longer than the exporter's own interval."""
 
 
 class GpuExporter(ApiModel):

@@ -133,7 +133,7 @@ class EquinoxParameters(ApiModel):
     """Dual counters: what users felt, and what the engine spent."""
 
     user_percent: Percent = 70
-    """Weight of the user fairness counter; the resource fairness counter has the rest."""
+    """Weight of the user fairness counter, in percent; the resource fairness counter has the rest."""
     delay_discount_milli_per_second: Annotated[int, Field(ge=0, le=1_000_000)] = 100
     """How much less service counts that comes a second late, in thousandths."""
 
@@ -142,13 +142,13 @@ class ExFairSParameters(ApiModel):
     """Experiential fairness: rounds in which satisfied tenants lend priority to suffering ones."""
 
     round_seconds: Annotated[int, Field(ge=1, le=86_400)] = 100
-    """Length of a round; longer than the SLOs."""
+    """Length of a round in seconds; longer than the SLOs."""
     violation_percent: Percent = 70
-    """Weight of missed SLOs in a tenant's index; its share of service has the rest."""
+    """Weight of missed SLOs in a tenant's index, in percent; its share of service has the rest."""
     overtakes: Annotated[int, Field(ge=1, le=1000)] = 50
     """Requests that one may pass as it joins the queue, and the times that one may be passed."""
     priority_limit: Annotated[int, Field(ge=1, le=1000)] = 50
-    """Largest priority or credit, either way."""
+    """Largest priority or credit in points, either way."""
 
 
 class EquipoiseParameters(ApiModel):
@@ -212,15 +212,15 @@ class ProfiledCost(ApiModel):
     """Cost of a request from a profile of the engine, in nanoseconds: base + in*input + out*output + in*out*product + out*out*square. The defaults are Llama-2-7B on an A10G."""
 
     base_nanoseconds: Annotated[int, Field(ge=0, le=1_000_000_000_000)] = 1_146_015
-    """A request."""
+    """Nanoseconds of the engine for a request."""
     input_nanoseconds: Annotated[int, Field(ge=0, le=1_000_000_000_000)] = 210_019
-    """A prompt token."""
+    """Nanoseconds for each prompt token."""
     output_nanoseconds: Annotated[int, Field(ge=1, le=1_000_000_000_000)] = 100_754
-    """A generated token."""
+    """Nanoseconds for each generated token."""
     product_nanoseconds: Annotated[int, Field(ge=0, le=1_000_000_000)] = 3_987
-    """A prompt token for each generated token."""
+    """Nanoseconds for each prompt token times each generated token."""
     square_nanoseconds: Annotated[int, Field(ge=0, le=1_000_000_000)] = 3_247
-    """A generated token for each generated token."""
+    """Nanoseconds for each generated token times each generated token."""
 
 
 class Cost(ApiModel):
@@ -229,9 +229,9 @@ class Cost(ApiModel):
     input_percent: PricePercent = 100
     """A prompt token that had to be computed, in percent of an input token at full price."""
     cached_input_percent: PricePercent = 100
-    """A prompt token that came from the prefix cache; acts where the engine reports them."""
+    """A prompt token that came from the prefix cache, in percent of an input token at full price; acts where the engine reports them."""
     output_percent: Annotated[int, Field(ge=1, le=10_000)] = 200
-    """A generated token."""
+    """A generated token, in percent of an input token at full price."""
     profiled: ProfiledCost | None = None
     """Counts engine time instead of weighted tokens; the percentages then do nothing."""
 
@@ -242,7 +242,7 @@ class Prediction(ApiModel):
     type: Literal["Mixture", "MovingAverage", "None"] = "Mixture"
     """Mixture: a mixture of experts that learns from what requests look like. MovingAverage: of each tenant's recent requests. None: every request may generate all it is allowed to."""
     prior_tokens: Annotated[int, Field(ge=1, le=1_000_000)] = 256
-    """The guess for a tenant that nothing is known of."""
+    """Output tokens that are guessed for a tenant that nothing is known of."""
 
 
 class Capacity(ApiModel):
@@ -253,13 +253,13 @@ class Capacity(ApiModel):
     max_in_flight: Annotated[int, Field(ge=1, le=100_000)] | None = None
     """Requests in an engine at a time; left out, it is measured."""
     kv_utilisation_percent: Annotated[int, Field(ge=50, le=100)] = 95
-    """Share of the KV cache that may be planned with; preemptions lower it for a while."""
+    """Percent of the KV cache that may be planned with; preemptions lower it for a while."""
     headroom_percent: Annotated[int, Field(ge=0, le=50)] = 5
-    """Share of the KV cache kept for requests with an SLO of ten seconds or less, while such come, so that they find room at once."""
+    """Percent of the KV cache kept for requests with an SLO of ten seconds or less, while such come, so that they find room at once."""
     kv_tokens: Annotated[int, Field(ge=128, le=1_000_000_000)] | None = None
     """Size of the KV cache in tokens; left out, the engine's metrics say it."""
     inter_token_milliseconds: Annotated[int, Field(ge=1, le=60_000)] | None = None
-    """Target for the time between two tokens: no more requests are in flight than keep it, as predicted. Left out, throughput alone decides."""
+    """Target for the time between two tokens, in milliseconds: no more requests are in flight than keep it, as predicted. Left out, throughput alone decides."""
     prefill_tokens: Annotated[int, Field(ge=128, le=10_000_000)] | None = None
     """Prompt tokens in flight that have not been prefilled; more wait, so that a long prompt does not hold up what decodes. Left out, no limit."""
 
@@ -272,11 +272,11 @@ class Queue(ApiModel):
     max_bytes: Annotated[int, Field(ge=1_048_576, le=1_099_511_627_776)] = 268_435_456
     """Bytes of waiting bodies; more get 429."""
     max_body_bytes: Annotated[int, Field(ge=1024, le=1_073_741_824)] = 16_777_216
-    """Largest body of one request; a larger one gets 413."""
+    """Bytes of the largest body of one request; a larger one gets 413."""
     max_wait_seconds: Annotated[int, Field(ge=1, le=86_400)] = 300
-    """Longest wait; then 503."""
+    """Longest wait in seconds; then 503."""
     body_timeout_seconds: Annotated[int, Field(ge=1, le=3600)] = 30
-    """Longest time that a client may take to send its body; then 408."""
+    """Longest time in seconds that a client may take to send its body; then 408."""
 
 
 class Overload(ApiModel):

@@ -50,13 +50,13 @@ class SloTarget(ApiModel):
     """Latency that the tenant was promised. It is measured and reported, and schedulers that order by deadline aim at it; a request keeps its SLO when it keeps every target that is set."""
 
     ttft_milliseconds: TargetMilliseconds | None = None
-    """Time from arrival to the first token."""
+    """Milliseconds from arrival to the first token."""
     tpot_milliseconds: TargetMilliseconds | None = None
-    """Mean time per output token after the first."""
+    """Mean milliseconds per output token after the first."""
     e2e_milliseconds: Annotated[TargetMilliseconds | None, Field(alias="e2eMilliseconds")] = None
-    """Time from arrival to the end of the answer."""
+    """Milliseconds from arrival to the end of the answer."""
     objective_percent: Annotated[int, Field(ge=1, le=100)] = 95
-    """Share of requests that should keep the targets; the condition SLOMet compares with it."""
+    """Percent of requests that should keep the targets; the condition SLOMet compares with it."""
 
 
 SLO_RULES = rules(

@@ -30,6 +30,7 @@ from equipoise_simulator.standin.app import Settings as StandInSettings
 ROOT = Path(__file__).parents[2]
 DEPLOYMENT = ROOT / "manifests/vllm-with-sidecar.yaml"
 EXAMPLES = ROOT / "manifests/examples"
+ALGORITHMS = ROOT / "manifests/algorithms"
 EQUIPOISE = Path(sys.executable).with_name("equipoise")
 POD_ADDRESS, OPERATOR_ADDRESS = "127.0.88.2", "127.0.88.1"
 KINDS = {
@@ -47,7 +48,7 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 
 DOCUMENTS = [
     document
-    for path in (DEPLOYMENT, *sorted(EXAMPLES.glob("*.yaml")))
+    for path in (DEPLOYMENT, *sorted(EXAMPLES.glob("*.yaml")), *sorted(ALGORITHMS.glob("*.yaml")))
     for document in yaml.safe_load_all(path.read_text())
 ]
 each_document = pytest.mark.parametrize(

@@ -55,6 +55,26 @@ def test_every_field_is_described_bounded_and_no_float(kind):
             assert "x-kubernetes-list-type" in field, f"{path} does not say how it merges"
 
 
+UNITS = {
+    "Nanoseconds": "nanoseconds",
+    "Milliseconds": "milliseconds",
+    "Seconds": "seconds",
+    "PerMinute": "60 seconds",
+    "MilliPerSecond": "thousandths",
+    "Percent": "percent",
+    "Tokens": "token",
+    "Bytes": "bytes",
+}
+
+
+@pytest.mark.parametrize("kind", CRDS)
+def test_every_number_says_its_unit(kind):
+    for path, field in fields(schema_of(CRDS[kind])["properties"]["spec"]):
+        unit = next((unit for suffix, unit in UNITS.items() if path.endswith(suffix)), "")
+        if field["type"] == "integer":
+            assert unit in field["description"].lower(), path
+
+
 @pytest.mark.parametrize("kind", CRDS)
 def test_every_rule_names_its_field(kind):
     for path, field in fields(schema_of(CRDS[kind])):
