@@ -65,7 +65,9 @@ class Agreement:
         return min(1.0, (PRIOR_TOKENS + self._served) / (PRIOR_TOKENS + self._expected))
 
     def seen(self, expected: float, served: float) -> None:
-        """Take in a request, or what all requests of an interval came to."""
+        """Take in a request, or what all requests of an interval came to. Where nothing was expected it says nothing."""
+        if expected <= 0:
+            return
         self._expected = DECAY * self._expected + expected
         self._served = DECAY * self._served + served
 
@@ -117,7 +119,7 @@ class PrefixCache:
         prompts = (after.prompt_tokens or 0) - (before.prompt_tokens or 0)
         cached = (after.cached_tokens or 0) - (before.cached_tokens or 0)
         if prompts > 0 and self._prompts > 0:
-            self.agreement.seen(prompts * self._matched / self._prompts, cached if self._matched else 0)
+            self.agreement.seen(prompts * self._matched / self._prompts, cached)
             self._matched = self._prompts = 0
 
     # -- a request's way
@@ -193,7 +195,7 @@ class PrefixCache:
             and kind in _REPORTING
             and profile.reports_cached_tokens
         ):
-            self.agreement.seen(prefix.matched, usage.cached if prefix.matched else 0)
+            self.agreement.seen(prefix.matched, usage.cached)
             self.error.add(request.cached_tokens, usage.cached)
             self.predicted_tokens += request.cached_tokens
             self.reported_tokens += usage.cached

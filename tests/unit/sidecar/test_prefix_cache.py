@@ -139,6 +139,16 @@ async def test_what_the_engine_reports_corrects_charge_and_estimates(caching):
     assert shown["equipoise_prefix_bias_tokens"] == pytest.approx(expected)
 
 
+async def test_requests_that_expected_nothing_say_nothing_of_the_agreement(caching):
+    for _ in range(30):
+        finish(caching.send(**asking(b"one ")), cached=0)
+    ratio = caching.dispatcher.prefixes.agreement.ratio
+    assert ratio < 0.1
+    for number in range(60):
+        finish(caching.send(**asking(b"%d " % number, root=b"%d" % number)), cached=16)
+    assert caching.dispatcher.prefixes.agreement.ratio == ratio
+
+
 async def test_an_engine_that_reports_nothing_by_request_is_followed_by_its_counters(caching):
     caching.dispatcher.connected(SILENT)
     prompts = cached = 0
