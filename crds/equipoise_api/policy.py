@@ -135,7 +135,7 @@ class EquinoxParameters(ApiModel):
     user_percent: Percent = 70
     """Weight of the user fairness counter, in percent; the resource fairness counter has the rest."""
     delay_discount_milli_per_second: Annotated[int, Field(ge=0, le=1_000_000)] = 100
-    """How much less service counts that comes a second late, in thousandths."""
+    """d, in thousandths: service that comes s seconds after the request stood at the head of its tenant's queue counts 1/(1 + d s); 0: in full."""
 
 
 class ExFairSParameters(ApiModel):
