@@ -284,16 +284,22 @@ class TestRestart:
         assert (await sidecar.put(make_config(), 1, 1))[0] == 200
 
 
+async def running_stream(sidecar, *, max_tokens):
+    """Begin an answer, and return once it runs in the engine."""
+    stream = asyncio.create_task(sidecar.chat("blue", max_tokens=max_tokens))
+
+    async def running():
+        return (await sidecar.state()).load.running == 1
+
+    await sidecar.until(running)
+    return stream
+
+
 class TestDrain:
     async def test_sigterm_lets_a_stream_end_and_refuses_new_work(self, sidecar):
         await sidecar.put(make_config(), 1, 1)
         await sidecar.until(lambda: ready(sidecar))
-        stream = asyncio.create_task(sidecar.chat("blue", max_tokens=1000))
-
-        async def running():
-            return (await sidecar.state()).load.running == 1
-
-        await sidecar.until(running)
+        stream = await running_stream(sidecar, max_tokens=1000)
         sidecar.process.send_signal(signal.SIGTERM)
 
         async def not_ready():
@@ -311,12 +317,7 @@ class TestDrain:
     async def test_the_drain_command_waits_for_the_last_request_and_leaves_the_file(self, sidecar):
         await sidecar.put(make_config(), 1, 1)
         await sidecar.until(lambda: ready(sidecar))
-        stream = asyncio.create_task(sidecar.chat("blue", max_tokens=600))
-
-        async def running():
-            return (await sidecar.state()).load.running == 1
-
-        await sidecar.until(running)
+        stream = await running_stream(sidecar, max_tokens=600)
         drained = sidecar.directory / "drained"
         command = await asyncio.create_subprocess_exec(
             sys.executable,
@@ -342,12 +343,7 @@ class TestDrain:
         await sidecar.until(sidecar.state)
         await sidecar.put(make_config(), 1, 1)
         await sidecar.until(lambda: ready(sidecar))
-        stream = asyncio.create_task(sidecar.chat("blue", max_tokens=3000))
-
-        async def running():
-            return (await sidecar.state()).load.running == 1
-
-        await sidecar.until(running)
+        stream = await running_stream(sidecar, max_tokens=3000)
         reader, writer = await asyncio.open_unix_connection(sidecar.directory / "state" / "control.sock")
         writer.write(b"drain\n")
         assert await asyncio.wait_for(reader.readline(), 60) == b"timeout: 1 requests left\n"
@@ -360,12 +356,7 @@ class TestDrain:
     async def test_a_second_signal_cuts_off_what_is_left_and_ends_in_order(self, sidecar):
         await sidecar.put(make_config(), 1, 1)
         await sidecar.until(lambda: ready(sidecar))
-        stream = asyncio.create_task(sidecar.chat("blue", max_tokens=3000))
-
-        async def running():
-            return (await sidecar.state()).load.running == 1
-
-        await sidecar.until(running)
+        stream = await running_stream(sidecar, max_tokens=3000)
         for _ in range(2):
             sidecar.process.send_signal(signal.SIGTERM)
             await asyncio.sleep(0.5)
