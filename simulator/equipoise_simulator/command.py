@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -18,7 +19,7 @@ from equipoise_simulator.policy_files import read_contender
 from equipoise_simulator.profiles import find_profile, profile_named
 from equipoise_simulator.simulation import simulate
 from equipoise_simulator.suites import suite
-from equipoise_simulator.table import text
+from equipoise_simulator.table import printable, text
 from equipoise_simulator.traces import read_trace
 from equipoise_simulator.workload import from_trace
 
@@ -132,6 +133,8 @@ def deliver(report: str, output: Path | None) -> None:
     if output is not None:
         output.write_text(report, encoding="utf-8")
         return
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show
     try:
         sys.stdout.write(report)
         sys.stdout.flush()
@@ -158,7 +161,7 @@ def strangers(workload: Workload, contender: Contender) -> str | None:
     names = [name for name in workload.tenants if name not in rules.tenants]
     if not names:
         return None
-    some = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+    some = ", ".join(map(printable, names[:3])) + (", ..." if len(names) > 3 else "")
     fate = "share the default tenant" if rules.strangers == "Shared" else "are rejected"
     return f"{contender.label}: {len(names)} of {len(workload.tenants)} tenants are no Tenants of the policy and {fate}: {some}"
 

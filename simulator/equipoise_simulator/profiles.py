@@ -10,6 +10,7 @@ described). Others are read from JSON files, as `equipoise calibrate` writes the
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -43,8 +44,11 @@ class Profile:
     """How steps are made up in a simulation: vLLM's chunked prefill, or the VTC artifact's (see `artifact_engine`)."""
 
     def __post_init__(self) -> None:
-        if min(self.a0, self.a1, self.a2, self.a3, self.latency) < 0 or self.a0 == 0:
-            raise ValueError(f"profile {self.name}: a0 must be above 0 and a1, a2, a3, latency not below 0")
+        costs = (self.a0, self.a1, self.a2, self.a3, self.latency)
+        if not all(0 <= cost < math.inf for cost in costs) or self.a0 == 0:
+            raise ValueError(
+                f"profile {self.name}: a0 must be above 0 and a1, a2, a3, latency not below 0, all finite"
+            )
         if self.loop not in {"vllm", "artifact"}:
             raise ValueError(f"profile {self.name}: loop={self.loop!r} must be vllm or artifact")
         if min(self.block_size, self.max_num_seqs, self.max_model_len) < 1:

@@ -315,6 +315,20 @@ def test_a_reader_that_has_seen_enough_is_no_error(trace):
         assert process.wait() == 0
 
 
+def test_a_terminal_that_cannot_show_a_name_costs_no_report(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text(
+        "arrival,tenant,input_tokens,output_tokens\n0,caf\N{LATIN SMALL LETTER E WITH ACUTE},9,9\n1,b,9,9\n"
+    )
+    done = subprocess.run(
+        [Path(sys.executable).parent / "equipoise", "simulate", "--trace", path, "--scheduler", "FCFS"],
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+        check=True,
+    )
+    assert b"\ncaf\\xe9 " in done.stdout
+
+
 def test_a_gate_that_the_engine_does_not_use_is_named(trace):
     def told(*options):
         return equipoise("--suite", "overload", "--seconds", "2", "--scheduler", "FCFS", *options).stderr
@@ -386,6 +400,8 @@ def test_a_profile_is_found_by_name_or_read_from_a_file(tmp_path):
             "kv_tokens=1.5 must be a whole number",
         ),
         ('{"name": "x", "a0": 0, "a1": 0, "a2": 0, "a3": 0}', "a0 must be above 0"),
+        ('{"name": "x", "a0": NaN, "a1": 0, "a2": 0, "a3": 0}', "all finite"),
+        ('{"name": "x", "a0": 1, "a1": 0, "a2": 0, "a3": Infinity}', "all finite"),
         (
             '{"name": "x", "a0": 1, "a1": 0, "a2": 0, "a3": 0, "loop": "sglang"}',
             "loop='sglang' must be vllm or artifact",
