@@ -359,3 +359,15 @@ def test_prometheus_has_nothing_against_the_metrics(promtool, text):
         [promtool, "check", "metrics"], input=text(), capture_output=True, text=True, check=False
     )
     assert (answer.returncode, answer.stdout + answer.stderr) == (0, "")
+
+
+def test_the_chart_brings_the_rules_to_those_who_ask(binaries):
+    def rules(*values):
+        chart = ROOT / "charts" / "equipoise"
+        text = subprocess.check_output([binaries["helm"], "template", "x", chart, *values], text=True)
+        return [each for each in yaml.safe_load_all(text) if each["kind"] == "PrometheusRule"]
+
+    assert rules() == []
+    (rule,) = rules("--set=alerts.enabled=true,alerts.labels.release=prometheus")
+    assert rule["metadata"]["labels"]["release"] == "prometheus"
+    assert rule["spec"] == yaml.safe_load(ALERTS.read_text())

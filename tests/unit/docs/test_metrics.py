@@ -109,3 +109,8 @@ def test_a_rule_says_how_long_how_bad_where_and_what_to_do(rule):
 
 def test_the_runbook_knows_no_other_alerts():
     assert re.findall(r"^## (\w+)$", RUNBOOK, re.MULTILINE) == [rule["alert"] for rule in RULES]
+
+
+def test_the_charts_copy_of_the_rules_is_the_same():
+    copy = ROOT / "charts" / "equipoise" / "files" / "alerts.yaml"
+    assert copy.read_text() == ALERTS.read_text()
