@@ -22,6 +22,7 @@ from equipoise_scheduling.contract import (
     TenantShare,
 )
 from equipoise_scheduling.overload import OverloadThrottle
+from equipoise_scheduling.plain import check_numbers
 from equipoise_scheduling.prediction import Predictor
 from equipoise_scheduling.predictors import predictor_for
 from equipoise_scheduling.request import Outcome, Refusal, Request, Usage
@@ -192,10 +193,18 @@ class TenantScheduler(Scheduler):
 
     @override
     def restore(self, data: Snapshot) -> None:
-        if not isinstance(data, dict) or data.get("version") != SNAPSHOT_VERSION:
-            raise ValueError(f"snapshot: version must be {SNAPSHOT_VERSION}")
         if self.queued or self.in_flight:
             raise ValueError("snapshot: restore comes before the first request")
+        check_numbers(data)
+        for scheduler in (type(self)(self.books.settings), self):  # a rehearsal: nothing half read stays here
+            try:
+                scheduler._read(data)  # noqa: SLF001 - the same class
+            except (TypeError, KeyError, AttributeError, OverflowError) as error:
+                raise ValueError(f"snapshot: cannot be read: {error!r}") from error
+
+    def _read(self, data: Snapshot) -> None:
+        if not isinstance(data, dict) or data.get("version") != SNAPSHOT_VERSION:
+            raise ValueError(f"snapshot: version must be {SNAPSHOT_VERSION}")
         if not all(isinstance(data.get(part), dict) for part in ("state", "predictor", "history")):
             raise ValueError("snapshot: state, predictor and history must be objects")
         history = data["history"]

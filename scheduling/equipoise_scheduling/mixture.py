@@ -238,6 +238,6 @@ def _read_rows(data: Any) -> dict[str, Row]:
 
 
 def _number(value: Any) -> float:
-    if not isinstance(value, int | float) or not isfinite(value):
-        raise TypeError(f"{value!r} is not a finite number")
+    if not isinstance(value, int | float) or not isfinite(value) or value < 0:
+        raise TypeError(f"{value!r} is not a count of tokens")
     return float(value)

@@ -9,6 +9,8 @@ from collections import OrderedDict, deque
 from dataclasses import dataclass, field
 from typing import Any
 
+from equipoise_scheduling.plain import check_numbers
+
 PRIOR_RATIO = 1 / 3
 """Tokens in a byte of text where nothing is known."""
 PRIOR_UPPER = 1.5
@@ -124,10 +126,11 @@ class PromptEstimator:
 
     def restore(self, data: dict[str, Any]) -> None:
         """Take over a snapshot. ValueError if it cannot be read."""
-        if data.get("version") != 1:
+        if not isinstance(data, dict) or data.get("version") != 1:
             raise ValueError("snapshot of prompt estimates: version must be 1")
+        check_numbers(data, "snapshot of prompt estimates")
         try:
-            lines = {tuple(key): _line(*values) for key, *values in data["lines"]}
+            lines = {tuple(map(str, key)): _line(*values) for key, *values in data["lines"]}
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"snapshot of prompt estimates cannot be read: {error!r}") from error
         self._lines = OrderedDict(lines)
@@ -139,7 +142,14 @@ def _plain(line: Line) -> list[Any]:
 
 
 def _line(sums: list[Any], recent: list[tuple[int, int]], fitted: list[float]) -> Line:
-    weight, text, tokens, squares, products, seen = sums
-    overhead, ratio, upper = fitted
-    pairs = deque(((size, actual) for size, actual in recent), maxlen=SAMPLES)
-    return Line(weight, text, tokens, squares, products, seen, pairs, overhead, ratio, upper)
+    weight, text, tokens, squares, products = (_positive(value) for value in sums[:-1])
+    overhead, ratio, upper = map(float, fitted)
+    pairs = deque(((int(size), int(actual)) for size, actual in recent), maxlen=SAMPLES)
+    return Line(weight, text, tokens, squares, products, int(sums[-1]), pairs, overhead, ratio, upper)
+
+
+def _positive(value: Any) -> float:
+    """Return a sum over what was seen: all are, and are divided by."""
+    if not float(value) > 0:
+        raise ValueError(f"{value} must be above 0")
+    return float(value)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from equipoise_api.tenant import SloTarget
+from equipoise_scheduling.plain import check_numbers
 from equipoise_scheduling.prompt_estimate import PromptEstimator
 from equipoise_scheduling.request import Request
 from equipoise_sidecar.facts import EngineProfile, Facts
@@ -92,9 +93,10 @@ class Sizing:
 
     def restore(self, data: dict[str, Any]) -> None:
         """Take over a snapshot. ValueError if it cannot be read."""
-        images = data.get("images", {})
+        check_numbers(data)
+        images = data.get("images", {}) if isinstance(data, dict) else None
         if not isinstance(images, dict) or not all(
-            isinstance(tokens, int | float) for tokens in images.values()
+            isinstance(tokens, int | float) and tokens >= 0 for tokens in images.values()
         ):
             raise ValueError("snapshot: images must map models to numbers")
         self._text.restore(data.get("text", {}))

@@ -112,3 +112,19 @@ async def test_who_had_more_before_the_change_waits_longer_after_it(line):
     line.configure(algorithm={"type": "VTC"})
     running.finish(Outcome.FINISHED, EXACT)
     assert (blue.phase, red.phase) == (Phase.IN_FLIGHT, Phase.QUEUED)
+
+
+@pytest.mark.parametrize(
+    "sizing", [None, [], {"text": []}, {"images": {"m": float("nan")}}, {"text": {"version": 2}}]
+)
+async def test_a_spoilt_snapshot_never_keeps_the_sidecar_from_starting(line, sizing):
+    line.configure(algorithm={"type": "RoundRobin"})
+    serve(line, RED, 2)
+    state = line.dispatcher.snapshot()
+    state["scheduler"]["state"]["served"] = [None, None]
+    again = type(line)(Dispatcher(clock=asyncio.get_running_loop().time))
+    again.configure(algorithm={"type": "RoundRobin"})
+    again.dispatcher.restore(state | {"sizing": sizing, "gpu_exporter": 5})
+    again.dispatcher.engine_answers(reachable=True)
+    serve(again, RED, 1)
+    serve(again, BLUE, 1)
