@@ -1,10 +1,10 @@
 """Equipoise beside VTC and FCFS: more SLOs kept and shorter waits, at the same throughput and the same service."""
 
 import pytest
+from arena_like import arena_like
 
 from equipoise_simulator.simulation import simulate
 from equipoise_simulator.suites import suite
-from equipoise_simulator.traces import arena_like
 from equipoise_simulator.workload import from_trace
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from statistics import mean, median
 
 import pytest
+from arena_like import arena_like
 
 from equipoise_simulator.profiles import PROFILES
 from equipoise_simulator.traces import (
@@ -13,7 +14,6 @@ from equipoise_simulator.traces import (
     Row,
     Trace,
     TraceError,
-    arena_like,
     capacity,
     demand_ratio,
     read_trace,
