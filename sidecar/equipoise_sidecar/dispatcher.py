@@ -50,8 +50,6 @@ from equipoise_sidecar.sizing import Sizing
 from equipoise_sidecar.ticket import Phase, Ticket
 
 SCHEDULER_TICK_SECONDS = 1.0
-GPU_EXPORTER = "gpu_exporter"
-"""In a snapshot."""
 
 log = structlog.get_logger(__name__)
 
@@ -82,7 +80,7 @@ class Dispatcher:
         self._tickets: dict[str, Ticket] = {}
         self._names = itertools.count()
         self._idle = asyncio.Event()
-        self._history = History(self.sizing)
+        self._history = History(self.sizing, self.gpu)
         self._interactions = Interactions()
         self._scheduler_ticked = -1.0
 
@@ -449,14 +447,12 @@ class Dispatcher:
         self.scheduler.set_pool(self.capacity.kv_tokens)
 
     def snapshot(self) -> Snapshot:
-        """Return counters, what was learnt and where GPU metrics are, as plain data."""
-        return {**self._history.snapshot(self.scheduler), GPU_EXPORTER: self.gpu.exporter}
+        """Return what a restart must not forget, as plain data."""
+        return self._history.snapshot(self.scheduler)
 
     def restore(self, state: Snapshot) -> None:
         """Take over a former process's snapshot, before the first request."""
-        self._history.restore(state)
-        exporter = state.get(GPU_EXPORTER)
-        self.gpu.point(exporter if isinstance(exporter, str) else None, self.clock())
+        self._history.restore(state, self.clock())
         if self.policy.configured:
             self._history.adopt(self.scheduler)
 
