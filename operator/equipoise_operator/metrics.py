@@ -20,7 +20,7 @@ class Metrics:
 
     def __init__(self) -> None:
         # As text these would be a second series beside each counter and histogram; restarts show in the process's own.
-        disable_created_metrics()
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # of prometheus-client
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         self.leading = Gauge(f"{PREFIX}_leading", "1 on the replica that leads.", registry=self.registry)
