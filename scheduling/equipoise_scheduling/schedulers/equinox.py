@@ -224,6 +224,8 @@ class Equinox(LeastCounter[DualAccount]):
     @override
     def _adopted(self, flight: Flight) -> None:
         now = flight.request.dispatched or 0.0
+        # dispatched by another order, many of one tenant perhaps: it need not have been the least
+        self.watch.reached(self._account(flight.tenant.name).value / UNIT)
         self._start(flight, _Trip(now, 0.0, self._load.now, usable=False))
 
     @override

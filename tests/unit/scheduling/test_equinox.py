@@ -11,6 +11,7 @@ from equipoise_scheduling.mapper import Load
 from equipoise_scheduling.prediction import PredictionSettings, Predictor
 from equipoise_scheduling.request import Outcome, Usage
 from equipoise_scheduling.schedulers.equinox import TYPICAL_COST, TYPICAL_SECONDS, Equinox, EquinoxSettings
+from equipoise_scheduling.schedulers.fcfs import FCFS
 from equipoise_scheduling.schedulers.vtc import VTC
 
 NO_PREDICTION = PredictionSettings(kind="None")
@@ -326,6 +327,20 @@ def test_change_from_vtc_keeps_who_is_owed():
     new = carry_over(old, equinox(), 5.0)
     assert [hf(new, name) for name in ("rich", "poor")] == pytest.approx([810, 110])
     assert new.history(5.0) == pytest.approx({"rich": 810, "poor": 110})
+
+
+def test_bound_holds_for_what_another_order_dispatched():
+    old = FCFS()
+    flying = [send(old, f"r{at}", "red") for at in range(4)]
+    assert [dispatch(old) for _ in flying] == flying
+    send(old, "r4", "red")
+    send(old, "b0", "blue")
+    new = carry_over(old, equinox(), 1.0)
+    new.tick(1.0)
+    bound = new.bound(1.0)
+    assert bound.gap == pytest.approx(hf(new, "red") - hf(new, "blue"))
+    assert bound.gap > 0
+    assert bound.met
 
 
 def test_corrections_stay_within_the_published_bound():
