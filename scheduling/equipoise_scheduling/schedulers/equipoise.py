@@ -12,7 +12,15 @@ from equipoise_scheduling.band import Band
 from equipoise_scheduling.books import Flight, Tenant
 from equipoise_scheduling.contract import SchedulerSettings, TenantSettings
 from equipoise_scheduling.counters import SCALE
-from equipoise_scheduling.deadline_queue import Alarms, DeadlineQueue, TimedFifoQueue, TimedQueue, patient
+from equipoise_scheduling.deadline_queue import (
+    Alarms,
+    DeadlineQueue,
+    TimedFifoQueue,
+    TimedQueue,
+    patient,
+    urgent,
+)
+from equipoise_scheduling.gate import URGENT_MEMORY_SECONDS
 from equipoise_scheduling.pace import Pace
 from equipoise_scheduling.request import Outcome, Request, Usage
 from equipoise_scheduling.schedulers.vtc import VTC
@@ -72,6 +80,9 @@ class Equipoise(VTC):
     - **Virtual time** V = max(V, least c of the backlogged) never falls; a tenant that becomes backlogged is lifted to V.
     - **Candidates** are the backlogged with c <= V + B. Of their heads the one goes whose deadline is least, in steps of
       250 ms; equal: the longest cached prefix; equal: the least counter. One that continues an interaction goes first.
+    - **The band is kept for what presses while urgent requests come**, until a minute after the last one arrived. Heads
+      that press, an SLO of at most 10 s that can still be kept or a begun interaction, are candidates up to V + B, all
+      others up to V: else a tenant's own patient requests use up its band and its urgent ones wait outside.
     - **Deadline**, fixed on arrival: arrival + SLO (to the first token, else to the end); without one arrival + stretch *
       predicted service time. It orders a tenant's own requests too (`ordering`).
     - **A deadline that cannot be kept** even by going at once gives way to a second one, 20 times the budget later: what
@@ -104,6 +115,10 @@ class Equipoise(VTC):
         super().__init__(*args, **kwargs)
         self.pace = Pace()
         self.band = Band(lambda name: self._accounts[name].value, self._urgency, self._longest_overdue)
+        self._pressing = Band(lambda name: self._accounts[name].value, self._urgency, lambda _: None)
+        """Of the backlogged, those whose head may use the band while it is kept for urgent requests."""
+        self._last_urgent = float("-inf")
+        """Arrival of the latest urgent request."""
         self._alarms = Alarms()
         self._virtual_time = 0
         self._typical = TYPICAL_COST
@@ -203,7 +218,19 @@ class Equipoise(VTC):
 
     def _changed(self, name: str) -> None:
         if name in self.choice:
-            self.band.changed(name)
+            self._place(name)
+
+    def _place(self, name: str) -> None:
+        self.band.changed(name)
+        if self._presses(self._queue(name).head()):
+            self._pressing.changed(name)
+        else:
+            self._pressing.discard(name)
+
+    def _presses(self, head: Request) -> bool:
+        if self.books.interactions.begun(head):
+            return True
+        return urgent(head) and head.id not in self._missed and not self._queue(head.tenant).late(head)
 
     # -- the choice
 
@@ -226,22 +253,30 @@ class Equipoise(VTC):
         self._virtual_time = max(self._virtual_time, lowest)
         level = self._virtual_time + band
         self._least, self._slack = self._virtual_time / SCALE, (level - lowest) / SCALE
-        self.band.admit(level)
-        chosen = self.band.longest_overdue(level)
+        kept = now - self._last_urgent <= URGENT_MEMORY_SECONDS
+        shared = self._virtual_time if kept else level
+        self.band.admit(shared)
+        self._pressing.admit(level)
+        chosen = self.band.longest_overdue(shared)
         self._overdue_waits = chosen is not None
         if chosen is not None and due:
             overdue = self._queue(chosen).overdue()
             assert overdue is not None, "the band holds it as having one"
             yield overdue
         else:
-            chosen = self.band.first(level)
+            chosen = self.band.first(shared)
             assert chosen is not None, "the least counter is in the band"
+            pressing = self._pressing.first(level)
+            if pressing is not None:
+                chosen = min(chosen, pressing, key=self._urgency)
             yield self._queue(chosen).head()
-        yield from self._others(chosen, least, level, settings.skips)
+        yield from self._others(chosen, least, (shared, level), settings.skips)
 
-    def _others(self, chosen: str, least: str, level: int, skips: int) -> Iterator[Request]:
+    def _others(self, chosen: str, least: str, levels: tuple[int, int], skips: int) -> Iterator[Request]:
         """Yield the heads that may go in place of the chosen tenant's."""
-        names = [name for name in self.band.most_urgent(level, skips + 1) if name != chosen][:skips]
+        bands = zip((self.band, self._pressing), levels, strict=True)
+        found = {name for band, level in bands for name in band.most_urgent(level, skips + 1)}
+        names = sorted(found - {chosen}, key=self._urgency)[:skips]
         if skips and least != chosen and least not in names:
             names[skips - 1 :] = [least]
         for name in names:
@@ -262,27 +297,30 @@ class Equipoise(VTC):
         super()._joined(tenant, now)
         if least is not None and self.band_units:
             self.watch.strayed((self._virtual_time - self._accounts[least].value) / SCALE)
-        self.band.changed(tenant.name)
+        self._place(tenant.name)
 
     @override
     def _returned(self, tenant: Tenant) -> None:
         super()._returned(tenant)
-        self.band.changed(tenant.name)
+        self._place(tenant.name)
 
     @override
     def _left(self, tenant: Tenant) -> None:
         super()._left(tenant)
         self.band.discard(tenant.name)
+        self._pressing.discard(tenant.name)
 
     @override
     def _fell(self, name: str) -> None:
         super()._fell(name)
-        self.band.changed(name)
+        self._changed(name)
 
     # -- requests
 
     @override
     def _request_joined(self, request: Request, now: float) -> None:
+        if urgent(request):
+            self._last_urgent = max(self._last_urgent, request.arrival)
         self._watch(request)
         self._changed(request.tenant)
 

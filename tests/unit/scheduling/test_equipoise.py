@@ -167,7 +167,7 @@ class TestMissedDeadlines:
         scheduler = equipoise()
         send(scheduler, "overdue", "a", ttft_budget=1.0)
         send(scheduler, "overdue too", "b", ttft_budget=2.0)
-        send(scheduler, "has time", "a", now=50.0, ttft_budget=60.0)
+        send(scheduler, "has time", "a", now=50.0, prompt=0, ttft_budget=60.0)
         assert served(scheduler, 50.0) == ["has time", "overdue", "overdue too"]
 
     def test_without_an_slo_keep_the_order_of_deadlines_and_yield_to_slos_that_can_be_kept(self):
@@ -245,7 +245,7 @@ class TestSkipping:
 
     def test_big_head_is_passed_by_no_more_than_the_band(self):
         scheduler = equipoise(band=300)
-        send(scheduler, "big", "a", prompt=900, ttft_budget=1.0)
+        send(scheduler, "big", "a", prompt=900, ttft_budget=20.0)
         for number in range(20):
             send(scheduler, f"{number}", "b", ttft_budget=60.0)
         passed = 0
@@ -259,6 +259,63 @@ class TestSkipping:
         send(scheduler, "big", "a", prompt=900)
         send(scheduler, "small", "b", prompt=10)
         assert scheduler.next(0.0, self.fits_below(500)) is None
+
+
+class TestBandKeptForUrgentRequests:
+    def ahead(self, budget=1.0):
+        """Have `a` served 300 ahead of `b`, within a band of 1,000."""
+        scheduler = equipoise()
+        send(scheduler, "waits", "b", ttft_budget=1_000.0)
+        send(scheduler, "first", "a", prompt=300, ttft_budget=budget)
+        assert served(scheduler, most=1) == ["first"]
+        return scheduler
+
+    def test_patient_requests_leave_the_band_to_urgent_ones(self):
+        scheduler = self.ahead()
+        send(scheduler, "patient", "a", now=1.0, ttft_budget=60.0)
+        assert served(scheduler, 1.0) == ["waits", "patient"]
+
+    def test_urgent_ones_may_use_it_beside_patient_ones_of_their_own_tenant(self):
+        scheduler = self.ahead()
+        send(scheduler, "patient", "a", now=1.0, ttft_budget=60.0)
+        send(scheduler, "urgent", "a", now=1.0, ttft_budget=10.0)
+        assert served(scheduler, 1.0) == ["urgent", "waits", "patient"]
+
+    def test_urgent_one_stops_at_the_band(self):
+        scheduler = self.ahead()
+        for number in range(20):
+            send(scheduler, f"urgent{number}", "a", now=1.0, ttft_budget=10.0)
+        assert served(scheduler, 1.0).index("waits") == 8
+
+    def test_a_request_that_has_missed_its_deadline_presses_no_more(self):
+        scheduler = self.ahead()
+        send(scheduler, "missed", "a", now=1.0, ttft_budget=1.0)
+        assert served(scheduler, 3.0) == ["waits", "missed"]
+
+    def test_interaction_that_has_begun_presses_too(self):
+        scheduler = self.ahead()
+        begun = send(scheduler, "1", "a", now=1.0, interaction="i", ttft_budget=2.0)
+        assert served(scheduler, 1.0, most=1) == ["1"]
+        deliver(scheduler, begun, 1.0)
+        send(scheduler, "2", "a", now=1.0, interaction="i", call_index=2, ttft_budget=60.0)
+        assert served(scheduler, 1.0) == ["2", "waits"]
+
+    def test_overdue_one_goes_in_its_tenants_turn_however_long_it_has_waited(self):
+        scheduler = self.ahead()
+        send(scheduler, "overdue", "a", now=1.0, ttft_budget=11.0)
+        send(scheduler, "urgent", "c", now=300.0, prompt=0, ttft_budget=5.0)
+        assert served(scheduler, 300.0) == ["urgent", "waits", "overdue"]
+
+    def test_a_minute_after_the_last_urgent_one_everybody_may_use_it(self):
+        for now, wanted in ((60.0, ["waits", "patient"]), (60.1, ["patient", "waits"])):
+            scheduler = self.ahead()
+            send(scheduler, "patient", "a", now=now, ttft_budget=60.0)
+            assert served(scheduler, now) == wanted
+
+    def test_without_urgent_requests_it_is_everybodys(self):
+        scheduler = self.ahead(budget=10.1)
+        send(scheduler, "patient", "a", now=1.0, ttft_budget=60.0)
+        assert served(scheduler, 1.0) == ["patient", "waits"]
 
 
 class TestInteractions:
@@ -317,8 +374,8 @@ class TestBound:
                 received[tenant] += 100
                 deliver(scheduler, request)
 
-        stream("f", 10.0, 100)
-        stream("g", 20.0, 100)
+        stream("f", 20.0, 100)
+        stream("g", 40.0, 100)
         scheduler.tick(0.0)
         serve("f")
         assert received == {"f": 1100, "g": 0}
