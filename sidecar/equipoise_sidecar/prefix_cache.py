@@ -195,7 +195,9 @@ class PrefixCache:
             and kind in _REPORTING
             and profile.reports_cached_tokens
         ):
-            self.agreement.seen(prefix.matched, usage.cached)
+            # how long the prompt was taken to be is not the cache's error
+            known = prefix.matched * usage.prompt / max(1, request.prompt_tokens)
+            self.agreement.seen(known, usage.cached)
             self.error.add(request.cached_tokens, usage.cached)
             self.predicted_tokens += request.cached_tokens
             self.reported_tokens += usage.cached

@@ -9,7 +9,8 @@ One step, as in vLLM's scheduler:
    or priority then arrival) while sequence slots and KV blocks last. Nothing is admitted in a step that preempted.
 3. The step takes `Profile.step_seconds`. A prompt whose last chunk ran yields a token.
 
-Differences from vLLM: a prompt's blocks are taken whole when it is admitted, not chunk by chunk; there is no prefix cache.
+Differences from vLLM: a prompt's blocks are taken whole when it is admitted, not chunk by chunk; there is no prefix cache,
+but whoever drives the model may say which tokens need no computing (`cached`). They hold blocks of their own all the same.
 
 Cost: O(1) a step plus O(log n) for each admission and end, however many sequences decode: by the clock of `decoding`,
 a sequence needs a block whenever that is congruent to `joined - context_at_join` modulo the block size.
@@ -27,6 +28,8 @@ from equipoise_simulator.decoding import DecodingEngine, seconds_of, steps_to_co
 from equipoise_simulator.sequence import Sequence, SequenceState, Step
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from equipoise_simulator.profiles import Profile
 
 
@@ -44,6 +47,8 @@ class EngineModel(DecodingEngine):
         self.priority_scheduling = priority_scheduling
         self.max_num_queued_reqs = max_num_queued_reqs
         self.free_blocks = profile.kv_blocks
+        self.cached: Callable[[Sequence], int] | None = None
+        """Asked at each admission: tokens of the prompt, less than all, that need no computing."""
         self._block = profile.block_size
         self._waiting_fcfs: deque[Sequence] = deque()
         self._waiting_heap: list[Sequence] = []
@@ -204,11 +209,11 @@ class EngineModel(DecodingEngine):
             self._waiting_count -= 1
             self.free_blocks -= blocks
             head.state = SequenceState.PREFILLING
-            head.prefilled = 0
+            head.prefilled = 0 if self.cached is None else self.cached(head)
             head.context_at_join = context
             self._running[head] = None
             self._prefilling.append(head)
-            tokens = min(context, budget)
+            tokens = min(context - head.prefilled, budget)
             budget -= tokens
             chunks.append((head, tokens))
         return chunks

@@ -42,6 +42,8 @@ class Choice:
         self.prompt = prompt
         self.tokens = 0
         self.text_length = 0
+        self.cached: int | None = None
+        """Prompt tokens from the prefix cache; None until it was asked."""
         self.finish_reason: str | None = None
         self.stop_reason: str | None = None
         self.scheduled_at: float | None = None
@@ -115,6 +117,11 @@ class Answer:
     def generated_tokens(self) -> int:
         """Tokens generated so far in all choices."""
         return sum(choice.tokens for choice in self.choices)
+
+    @property
+    def cached_tokens(self) -> int:
+        """Prompt tokens of all prompts, each once, that came from the prefix cache."""
+        return sum(choice.cached or 0 for choice in self.choices[:: self.generation.n])
 
     def put(self, text: str) -> None:
         """Append to what waits to be sent."""

@@ -62,6 +62,8 @@ class Settings:
     api_key: str | None = None
     force_include_usage: bool = False
     prompt_tokens_details: bool = False
+    prefix_caching: bool = False
+    """vLLM's default is True."""
     stream_interval: int = 1
 
     @property

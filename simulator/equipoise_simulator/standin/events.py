@@ -86,7 +86,7 @@ class ResponsesShape:
     def _ended(self, item: dict[str, Any]) -> dict[str, Any]:
         prompt, generated = self.answer.prompt_tokens, self.answer.generated_tokens
         cached = {
-            "cached_tokens": 0,
+            "cached_tokens": self.answer.cached_tokens,
             "cache_write_tokens": 0,
             "input_tokens_per_turn": [],
             "cached_tokens_per_turn": [],

@@ -18,6 +18,7 @@ from equipoise_simulator.standin.app import Settings, StandInApp
 from equipoise_simulator.standin.dcgm import DcgmExporter, DcgmPlace
 from equipoise_simulator.standin.engine_loop import EngineLoop
 from equipoise_simulator.standin.faults import Faults, protocol_with
+from equipoise_simulator.standin.prefix_cache import PrefixCache
 from equipoise_simulator.standin.stats import Stats
 
 if TYPE_CHECKING:
@@ -66,7 +67,10 @@ class StandIn:
             priority_scheduling=priority_scheduling,
             max_num_queued_reqs=max_num_queued_reqs,
         )
-        self.stats = Stats(self.model, self.settings.model)
+        cache = PrefixCache(self.model.profile) if self.settings.prefix_caching else None
+        if cache is not None:
+            self.model.cached = cache.admit
+        self.stats = Stats(self.model, self.settings.model, cache)
         self.loop = EngineLoop(self.model, self.stats)
         self.host = host
         self.port = port

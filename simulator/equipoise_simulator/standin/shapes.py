@@ -35,7 +35,7 @@ class OpenAIShape:
         self.id = f"{self.id_stem}-{answer.request_id}"
         self.model = model
         self.fingerprint = dumps(fingerprint)
-        self.cached = {"cached_tokens": 0} if cached_details else None
+        self.cached_details = cached_details
         self.head = (
             f'data: {{"id":{dumps(self.id)},"object":"{self.stream_object_name}","created":{answer.created},'
             f'"model":{dumps(model)},"choices":['
@@ -43,6 +43,11 @@ class OpenAIShape:
         self.continuous = answer.generation.continuous_usage
         self.include_usage = answer.generation.include_usage
         self.logprobs = answer.generation.logprobs
+
+    @property
+    def cached(self) -> dict[str, int] | None:
+        """What usage says of the prefix cache."""
+        return {"cached_tokens": self.answer.cached_tokens} if self.cached_details else None
 
     def running_usage(self, prompt: int, generated: int) -> str:
         """Return the usage of a chunk, with the comma before it; nothing unless continuous usage is wanted."""

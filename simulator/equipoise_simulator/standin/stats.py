@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
 
     from equipoise_simulator.engine_model import EngineModel
+    from equipoise_simulator.standin.prefix_cache import PrefixCache
 
 _TTFT = (
     0.001,
@@ -68,10 +69,12 @@ class Histogram:
 class Stats:
     """What the engine counts; a Prometheus collector."""
 
-    def __init__(self, model: EngineModel, model_name: str) -> None:
+    def __init__(self, model: EngineModel, model_name: str, prefix_cache: PrefixCache | None = None) -> None:
         self.model = model
+        self.prefix_cache = prefix_cache
         self.labels = {"engine": "0", "model_name": model_name}
         self.prompt_tokens = 0
+        """Computed."""
         self.generation_tokens = 0
         self.success = {"stop": 0, "length": 0, "abort": 0, "error": 0, "repetition": 0}
         self.rejected = 0
@@ -106,8 +109,13 @@ class Stats:
         )
         yield self._gauge("vllm:kv_cache_usage_perc", "Share of the KV pool in use, 1 is all", model.kv_usage)
         yield self._counter("vllm:num_preemptions", "Preemptions", model.preemptions)
-        yield self._counter("vllm:prompt_tokens", "Prompt tokens prefilled", self.prompt_tokens)
-        yield self._counter("vllm:prompt_tokens_cached", "Prompt tokens from the prefix cache", 0)
+        cache = self.prefix_cache
+        hits = 0 if cache is None else cache.hits
+        yield self._counter("vllm:prompt_tokens", "Prompt tokens prefilled", self.prompt_tokens + hits)
+        yield self._counter("vllm:prompt_tokens_cached", "Prompt tokens from the prefix cache", hits)
+        if cache is not None:
+            yield self._counter("vllm:prefix_cache_queries", "Prompt tokens looked up", cache.queries)
+            yield self._counter("vllm:prefix_cache_hits", "Prompt tokens found", hits)
         yield self._counter("vllm:generation_tokens", "Tokens generated", self.generation_tokens)
         rejections = CounterMetricFamily(
             "vllm:admission_rejections", "Requests refused by a queue limit", labels=["model_name", "reason"]
@@ -141,7 +149,7 @@ class Stats:
         config = {
             "block_size": str(profile.block_size),
             "cache_dtype": "auto",
-            "enable_prefix_caching": "False",
+            "enable_prefix_caching": str(cache is not None),
             "engine": "0",
             "gpu_memory_utilization": "0.9",
             "kv_cache_size_tokens": str(profile.kv_blocks * profile.block_size),

@@ -139,6 +139,14 @@ async def test_what_the_engine_reports_corrects_charge_and_estimates(caching):
     assert shown["equipoise_prefix_bias_tokens"] == pytest.approx(expected)
 
 
+async def test_a_prompt_that_was_shorter_than_it_was_taken_for_does_not_speak_against_the_cache(caching):
+    for _ in range(20):
+        ticket = caching.send(**asking(b"one "))
+        ticket.first_token()
+        ticket.finish(Outcome.FINISHED, Usage(800, 10, 799 // 16 * 16))
+    assert caching.dispatcher.prefixes.agreement.ratio > 0.98
+
+
 async def test_requests_that_expected_nothing_say_nothing_of_the_agreement(caching):
     for _ in range(30):
         finish(caching.send(**asking(b"one ")), cached=0)
