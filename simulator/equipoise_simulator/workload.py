@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 MAX_TOKENS = 1024
 """The output limit that clients give where a workload does not say."""
+MOST_TICKS = 10_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,8 +92,8 @@ class Workload:
 
     @property
     def ticks(self) -> list[float]:
-        """When the service difference is looked at, as in the VTC paper's artifact."""
-        step = 30.0 if self.warmup else 5.0
+        """When the service difference is looked at, as in the VTC paper's artifact; of very long loads a sample."""
+        step = thinned(30.0 if self.warmup else 5.0, self.seconds)
         count = math.floor((self.seconds - self.warmup) / step + 1e-9)
         return [self.warmup + step * tick for tick in range(max(1, count + (1 if self.warmup else 0)))]
 
@@ -109,6 +110,11 @@ class Workload:
         if not calls:
             raise ValueError(f"workload {self.name}: nothing arrives in the first {seconds:g} s")
         return replace(self, calls=tuple(calls), seconds=min(seconds, self.seconds))
+
+
+def thinned(step: float, seconds: float) -> float:
+    """Return the multiple of `step` that goes at most `MOST_TICKS` times into `seconds`."""
+    return step * max(1, math.ceil(seconds / step / MOST_TICKS))
 
 
 def _parents_first(calls: Iterable[Call]) -> list[Call]:

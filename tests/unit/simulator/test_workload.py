@@ -199,3 +199,13 @@ def test_in_the_closed_loop_a_call_waits_for_the_one_before_it_and_in_the_open_o
             assert known[call.after].call_index == call.call_index - 1
     assert all(call.after is None and call.arrival < 72 for call in opened.calls)
     assert len(closed.calls) == len(opened.calls)
+
+
+def test_a_months_load_is_looked_at_in_a_sample():
+    calls = tuple(
+        Call(id=str(n), tenant="a", arrival=n * 2.6e6, prompt_tokens=1, output_tokens=1) for n in range(2)
+    )
+    month = Workload(name="month", calls=calls, seconds=2.6e6)
+    assert 5_000 < len(month.ticks) <= 10_000
+    assert month.ticks[1] - month.ticks[0] == 270.0
+    assert Workload(name="hour", calls=calls, seconds=3_600.0).ticks[:2] == [30.0, 60.0]
