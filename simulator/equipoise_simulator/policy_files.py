@@ -37,6 +37,7 @@ def read_contender(policy_file: Path, tenants_path: Path | None) -> Contender:
     ]
     if len(policies) != 1:
         raise PolicyFileError(f"{policy_file}: holds {len(policies)} FairnessPolicies: name a file with one")
+    _check_algorithm(policy_file, policies[0])
     tenants = {policy_file: list(_tenants(policy_file, documents))}
     for file in _files(tenants_path):
         if file.resolve() != policy_file.resolve():
@@ -104,6 +105,22 @@ def contender_of(policy: FairnessPolicy, tenants: Iterable[Tenant]) -> Contender
             max_wait=float(spec.queue.max_wait_seconds),
         ),
     )
+
+
+def _check_algorithm(path: Path, policy: FairnessPolicy) -> None:
+    """Refuse parameters of another algorithm than the policy's, as the API server does."""
+    algorithm = policy.spec.algorithm
+    for name, field in Algorithm.model_fields.items():
+        member = field.alias or name
+        if (
+            name != "type"
+            and getattr(algorithm, name) is not None
+            and member.lower() != algorithm.type.lower()
+        ):
+            raise PolicyFileError(
+                f"{path}: FairnessPolicy {policy.metadata.name}: spec.algorithm.{member} is not of type"
+                f" {algorithm.type}: leave it out"
+            )
 
 
 def _documents(path: Path) -> list[dict[str, Any]]:

@@ -137,6 +137,10 @@ def test_a_policy_that_does_not_enforce_leaves_everything_to_the_engine(contende
         (POLICY + "  algorithm: {type: SJF}\n", "FairnessPolicy chat: spec.algorithm.type: Input should be"),
         (POLICY + "  algoritm: {type: VTC}\n", "FairnessPolicy chat: unknown fields: spec.algoritm"),
         ("kind: FairnessPolicy\nspec: {}\n", "FairnessPolicy: metadata is missing"),
+        (
+            POLICY + "  algorithm: {type: VTC, rpm: {requestsPerMinute: 3}}\n",
+            "FairnessPolicy chat: spec.algorithm.rpm is not of type VTC: leave it out",
+        ),
     ],
 )
 def test_a_file_that_cannot_be_taken_is_named_with_its_field(tmp_path, text, complaint):
@@ -178,6 +182,19 @@ def test_tenants_come_from_one_file_too(contender, tmp_path):
     file = tmp_path / "team.yaml"
     file.write_text(tenant("blue", weight=5))
     assert read_contender(tmp_path / "policy.yaml", file).rules.of("blue").settings.weight == 5
+
+
+@pytest.mark.parametrize(
+    "algorithm",
+    [
+        "type: FairServe, fairServe: {typical: P99}",
+        "type: ExFairS, exFairS: {roundSeconds: 9}",
+        "type: RPM, rpm: {}",
+    ],
+)
+def test_an_algorithm_keeps_its_own_parameters(contender, algorithm):
+    made = contender(f"  algorithm: {{{algorithm}}}\n")
+    assert made.algorithm.type in algorithm
 
 
 def test_a_tenant_that_is_there_twice_is_refused(contender):
