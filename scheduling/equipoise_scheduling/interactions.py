@@ -6,8 +6,7 @@ id is none of this module's business. Interaction ids are a client's strings, so
 tenant, and what is over is remembered for a limited time and in a limited number.
 """
 
-from collections import OrderedDict
-
+from equipoise_scheduling.client_memory import ClientMemory
 from equipoise_scheduling.request import Request
 
 Key = tuple[str, str, str]
@@ -16,7 +15,7 @@ Key = tuple[str, str, str]
 REMEMBER_SECONDS = 600.0
 """How long after its last call ended an interaction counts as begun: agents think, tools run."""
 MOST_REMEMBERED = 65_536
-"""Interactions remembered of which no call waits or runs."""
+"""Interactions remembered of which no call waits or runs; beyond that the tenant with most of them forgets its oldest."""
 MOST_PREFERRED = 64
 """Dispatched calls after which an interaction's calls go first no more, else an endless one starves its tenant's
 other users. Published interactions have up to about 10."""
@@ -58,7 +57,7 @@ class Interactions:
 
     def __init__(self) -> None:
         self._living: dict[Key, Interaction] = {}
-        self._past: OrderedDict[Key, Interaction] = OrderedDict()
+        self._past: ClientMemory[Interaction] = ClientMemory(MOST_REMEMBERED)
 
     # -- questions
 
@@ -157,7 +156,7 @@ class Interactions:
         key = key_of(request)
         interaction = self._living.get(key)
         if interaction is None:
-            interaction = self._past.pop(key) if key in self._past else Interaction()
+            interaction = self._past.pop(key) or Interaction()
             self._living[key] = interaction
         return interaction
 
@@ -170,12 +169,9 @@ class Interactions:
         if not interaction.calls or (request.call_count or request.call_index + 1) <= request.call_index:
             return
         past = self._past
-        past[key] = interaction
-        while (
-            len(past) > MOST_REMEMBERED
-            or next(iter(past.values())).ended < interaction.ended - REMEMBER_SECONDS
-        ):
-            past.popitem(last=False)
+        past.put(key, interaction)
+        while (oldest := past.oldest()) and oldest[1].ended < interaction.ended - REMEMBER_SECONDS:
+            past.pop(oldest[0])
 
 
 def key_of(request: Request) -> Key:

@@ -13,6 +13,7 @@ both count within their tenant, and requests that name none are one nameless use
 from collections import OrderedDict, deque
 from dataclasses import dataclass
 
+from equipoise_scheduling.client_memory import ClientMemory
 from equipoise_scheduling.interactions import Key, key_of
 from equipoise_scheduling.request import Reason, Refusal, Request
 
@@ -100,7 +101,7 @@ class OverloadThrottle:
     def __init__(self, settings: OverloadSettings) -> None:
         self._users = Arrivals(settings.user_per_minute)
         self._applications = Arrivals(settings.application_per_minute)
-        self._refused: OrderedDict[Key, tuple[float, Refusal]] = OrderedDict()
+        self._refused: ClientMemory[tuple[float, Refusal]] = ClientMemory(MOST_REFUSED)
 
     @property
     def active(self) -> bool:
@@ -126,11 +127,12 @@ class OverloadThrottle:
         if not request.interaction:
             return None
         if request.call_index == 1:
-            self._refused.pop(key_of(request), None)
+            self._refused.pop(key_of(request))
             return None
-        at, refusal = self._refused.get(key_of(request), (0.0, None))
-        if refusal is None:
+        refused = self._refused.get(key_of(request))
+        if refused is None:
             return None
+        at, refusal = refused
         wait = max(1.0, (refusal.retry_after_seconds or 0.0) - (now - at))
         return Refusal(refusal.reason, f"call 1 of its interaction was refused: {refusal.message}", wait)
 
@@ -160,7 +162,6 @@ class OverloadThrottle:
 
     def _remember(self, key: Key, refusal: Refusal, now: float) -> None:
         refused = self._refused
-        refused[key] = (now, refusal)
-        refused.move_to_end(key)
-        while len(refused) > MOST_REFUSED or next(iter(refused.values()))[0] < now - REMEMBER_SECONDS:
-            refused.popitem(last=False)
+        refused.put(key, (now, refusal))
+        while (oldest := refused.oldest()) and oldest[1][0] < now - REMEMBER_SECONDS:
+            refused.pop(oldest[0])

@@ -330,3 +330,23 @@ def test_calls_counted_backwards_cost_a_dispatch_no_move_of_all_that_waits(algor
         send(scheduler, call(str(at), interaction="run", index=1000 - at))
     assert len(drain(scheduler)) == 50
     assert moved == 0
+
+
+def test_tenant_that_floods_the_memory_forgets_its_own_interactions_alone(monkeypatch):
+    monkeypatch.setattr("equipoise_scheduling.interactions.MOST_REMEMBERED", 100)
+    interactions = Interactions()
+
+    def run(name, tenant, number):
+        one = call(str(number), tenant=tenant, interaction=name)
+        one.number = number
+        interactions.joined(one)
+        interactions.dispatched(one)
+        interactions.ended(one, float(number) / 1000)
+        return one
+
+    mine = [run(f"run-{at}", "blue", at) for at in range(40)]
+    for at in range(1000):
+        last = run(f"flood-{at}", "red", 100 + at)
+    assert all(interactions.started(one) for one in mine)
+    assert interactions.started(last)
+    assert len(interactions._past) == 100

@@ -6,6 +6,7 @@ import pytest
 
 from equipoise_scheduling.request import Outcome, Usage
 from equipoise_sidecar.facts import Rejection
+from equipoise_sidecar.interactions import MOST_REMEMBERED, Interactions
 from equipoise_sidecar.ticket import Phase
 
 BLUE = "team/blue"
@@ -55,3 +56,13 @@ async def test_later_call_of_a_refused_run_is_refused_on_arrival(line):
 async def test_passing_through_throttles_nobody(line):
     line.configure(mode="PassThrough", overload={"userRequestsPerMinute": 1})
     assert {line.send(user="ann").phase for _ in range(5)} == {Phase.IN_FLIGHT}
+
+
+async def test_flood_of_another_tenants_interactions_does_not_restart_the_count_of_mine(facts):
+    interactions = Interactions()
+    mine = facts(user="ann", interaction="run")
+    interactions.accepted(BLUE, mine, 3)
+    for at in range(MOST_REMEMBERED + 10):
+        interactions.accepted("team/red", facts(interaction=str(at)), 1)
+    assert interactions.call(BLUE, mine) == 4
+    assert len(interactions._calls) == MOST_REMEMBERED
