@@ -32,7 +32,7 @@ cluster: setup ## Build or find the Kubernetes binaries that demo and tests use
 	@$(BIN)/equipoise cluster build
 
 .PHONY: demo
-demo: cluster ## Show fairness on a real control plane: FCFS, then VTC, on the same traffic
+demo: cluster ## Show on a real control plane what fairness buys and what Equipoise adds: one traffic under FCFS, VTC and Equipoise
 	@$(BIN)/equipoise demo $(DEMO_ARGS)
 
 .PHONY: test

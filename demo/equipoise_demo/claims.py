@@ -15,7 +15,7 @@ JAIN_GAIN = 0.05
 KEPT_GAIN = 0.2
 """Share of the interactive requests that Equipoise must save beyond VTC; it saves half of them."""
 EQUAL_SERVICE = 0.1
-"""By which throughput may differ and still count as equal."""
+"""By which throughput may be less and still count as equal."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +59,8 @@ def claims(phases: Sequence[Phase], *, own: bool) -> list[Claim]:
     change = equipoise.rate / vtc.rate - 1 if vtc.rate else -1.0
     found.append(
         Claim(
-            f"at equal service: throughput {100 * change:+.0f} % against {vtc.algorithm}, needed within {100 * EQUAL_SERVICE:.0f} %",
-            abs(change) <= EQUAL_SERVICE,
+            f"at no less service: throughput {100 * change:+.0f} % against {vtc.algorithm}, needed {-100 * EQUAL_SERVICE:+.0f} % or more",
+            change >= -EQUAL_SERVICE,
             decides=own,
         )
     )

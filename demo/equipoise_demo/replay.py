@@ -104,7 +104,7 @@ async def replay(
     """Replay a trace and wait for its last answer, each at most `timeout` seconds of the trace.
 
     `others` send the rows of these indices in the replayer's stead. `follow` is called ten times a second, `at_end`
-    once, in a thread, when the trace's time is over and its last answers are still to come.
+    once, in a thread, when the trace's time is over and its last answers are still to come; an error there ends the replay.
     """
     endpoints = cycle(target.endpoints)
     # made beforehand: building and encoding them is no part of what is measured
@@ -114,7 +114,10 @@ async def replay(
     replayer = _Replayer(speed, timeout, Following(total=len(departures)), follow)
     end = (trace.seconds, at_end) if at_end else None
     cpu, began = time.process_time(), time.perf_counter()
-    outcomes = await replayer.run(departures, end)
+    try:
+        outcomes = await replayer.run(departures, end)
+    except ExceptionGroup as failed:
+        raise failed.exceptions[0] from None
     share = (time.process_time() - cpu) / (time.perf_counter() - began)
     result = Replay(outcomes, share, replayer.late * speed)
     if share > CPU_LIMIT:

@@ -128,7 +128,7 @@ def tables(phases: Sequence[Phase], promise_seconds: float) -> tuple[Table, Tabl
         pad_edge=False,
         padding=(0, 1, 0, 0),
         title_justify="left",
-        title=f"Each tenant under {' → '.join(names)}: weighted tokens/s, promises kept, GPU",
+        title=f"Each tenant under {' → '.join(names)}: tokens/s, promises, GPU",
     )
     for heading in HEADINGS:
         tenants.add_column(heading, justify="left" if heading == "tenant" else "right", no_wrap=True)

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from equipoise_demo.exchange import Exchange
+from equipoise_demo.places import DemoError
 from equipoise_demo.replay import CPU_LIMIT, Replay, Target, body_of, headers_of, replay
 from equipoise_demo.sdk import Sdk, chosen
 from equipoise_simulator.standin import Faults, StandIn, answer, count_tokens
@@ -100,6 +101,16 @@ async def test_the_end_of_the_trace_is_told_while_answers_are_still_to_come():
     assert early
     assert 0 < generated < 200
     assert (found.outcomes[0].error, sum(count for _, count in found.outcomes[0].tokens)) == (None, 200)
+
+
+async def test_an_error_at_the_end_of_the_trace_ends_the_replay():
+    def at_end():
+        raise DemoError("no sidecar answers")
+
+    async with StandIn(speed=1) as engine:
+        trace = trace_of((0.0, "a", 20, 200), seconds=0.2)
+        with pytest.raises(DemoError, match="no sidecar answers"):
+            await replay(trace, target_of(engine), speed=1.0, timeout=60.0, at_end=at_end)
 
 
 @pytest.mark.parametrize("input_tokens", [1, 6, 7, 50, 900])
