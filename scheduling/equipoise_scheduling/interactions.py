@@ -14,7 +14,7 @@ Key = tuple[str, str, str]
 
 REMEMBER_SECONDS = 600.0
 """How long after its last call ended an interaction counts as begun: agents think, tools run."""
-MOST_REMEMBERED = 65_536
+MOST_REMEMBERED = 16_384
 """Interactions remembered of which no call waits or runs; beyond that the tenant with most of them forgets its oldest."""
 MOST_PREFERRED = 64
 """Dispatched calls after which an interaction's calls go first no more, else an endless one starves its tenant's

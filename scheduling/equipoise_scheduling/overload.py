@@ -20,9 +20,11 @@ from equipoise_scheduling.request import Reason, Refusal, Request
 MINUTE = 60.0
 REMEMBER_SECONDS = 600.0
 """Arrivals of a sender and refused interactions are forgotten so long after the last one."""
-MOST_ARRIVALS = 1_000_000
+MOST_ARRIVALS = 262_144
 """Arrivals remembered, of all senders; beyond that those who were quiet longest are forgotten."""
-MOST_REFUSED = 65_536
+MOST_SENDERS = 16_384
+"""Senders remembered: names are a client's, and one costs about a kilobyte."""
+MOST_REFUSED = 16_384
 """Refused interactions remembered."""
 
 
@@ -43,7 +45,7 @@ class OverloadSettings:
 
 
 class Arrivals:
-    """When each sender's requests came. O(1) amortised an arrival; memory O(limit) a sender, MOST_ARRIVALS in all."""
+    """When each sender's requests came. O(1) amortised an arrival; memory O(limit) a sender, MOST_ARRIVALS of MOST_SENDERS in all."""
 
     __slots__ = ("_count", "_senders", "limit")
 
@@ -66,7 +68,9 @@ class Arrivals:
             times.popleft()
             self._count -= 1
         while senders and (
-            self._count > MOST_ARRIVALS or next(iter(senders.values()))[-1] < now - REMEMBER_SECONDS
+            self._count > MOST_ARRIVALS
+            or len(senders) > MOST_SENDERS
+            or next(iter(senders.values()))[-1] < now - REMEMBER_SECONDS
         ):
             self._count -= len(senders.popitem(last=False)[1])
 

@@ -6,7 +6,7 @@ from scheduling_harness import drain, finish, make_request
 from equipoise_api.policy import Algorithm, Cost, Overload, Prediction, Queue
 from equipoise_scheduling.contract import TenantSettings
 from equipoise_scheduling.interactions import Interactions
-from equipoise_scheduling.overload import Arrivals, OverloadSettings
+from equipoise_scheduling.overload import MOST_SENDERS, Arrivals, OverloadSettings
 from equipoise_scheduling.registry import SCHEDULERS, create, reconfigured, scheduler_settings
 from equipoise_scheduling.request import Outcome, Reason
 
@@ -267,6 +267,13 @@ def test_memory_of_arrivals_is_bounded_by_limit_and_by_age():
     assert len(arrivals._senders) == 601
     assert arrivals._count == 601
     assert arrivals.retry_after("t", "flood", 1000.0) is None
+
+
+def test_memory_of_invented_senders_is_bounded():
+    arrivals = Arrivals(10)
+    for at in range(MOST_SENDERS + 100):
+        arrivals.add("t", f"user-{at}", at / 1000)
+    assert len(arrivals._senders) == arrivals._count == MOST_SENDERS
 
 
 def test_interactions_are_forgotten_when_over_or_old():
