@@ -230,6 +230,12 @@ class Life(RuleBasedStateMachine):
             assert dispatcher.scheduler.in_flight or not dispatcher.scheduler.queued
 
     @invariant()
+    def no_change_of_algorithm_cries_wolf(self):
+        dispatcher = self.dispatcher
+        bound = dispatcher.scheduler.bound(dispatcher.clock())
+        assert bound is None or bound.met, (dispatcher.scheduler.algorithm, bound)
+
+    @invariant()
     def no_shadow_fails(self):
         assert [shadow.off for shadow in self.dispatcher.shadows if shadow.off is not None] == []
 
