@@ -86,7 +86,7 @@ async def test_refused_calls_are_not_counted_and_the_memory_is_bounded(line, mon
     line.refused(BLUE, interaction="b")
     interactions = line.dispatcher._interactions
     assert list(interactions._calls) == [(BLUE, "", "a")]
-    monkeypatch.setattr("equipoise_sidecar.interactions.MOST_REMEMBERED", 2)
+    monkeypatch.setattr(interactions._calls, "most", 2)
     for name in ("c", "d", "e"):
         interactions.accepted(BLUE, Facts(path="/", kind=EndpointKind.CHAT, interaction=name), 1)
     assert [key[2] for key in interactions._calls] == ["d", "e"]
