@@ -59,7 +59,7 @@ def claims(phases: Sequence[Phase], *, own: bool) -> list[Claim]:
     change = equipoise.rate / vtc.rate - 1 if vtc.rate else -1.0
     found.append(
         Claim(
-            f"at no less service: throughput {100 * change:+.0f} % against {vtc.algorithm}, needed {-100 * EQUAL_SERVICE:+.0f} % or more",
+            f"at no less service: throughput {round(100 * change):+d} % against {vtc.algorithm}, needed {-100 * EQUAL_SERVICE:+.0f} % or more",
             change >= -EQUAL_SERVICE,
             decides=own,
         )

@@ -55,10 +55,10 @@ def draw(phases: Sequence[Phase], path: Path, promise_seconds: float) -> None:
         panels[0].set_ylabel("service, weighted tokens/s")
         panels[-1].legend(handles=_lines(names), fontsize=8, frameon=False, loc="upper right", ncols=2)
         _promises(figure.add_subplot(grid[1, :]), phases, promise_seconds)
-        kept = " → ".join("-" if phase.kept is None else f"{100 * phase.kept:.0f} %" for phase in phases)
+        kept = " → ".join("-" if phase.kept is None else f"{100 * phase.kept:.0f}" for phase in phases)
         figure.suptitle(
             f"{' → '.join(phase.algorithm for phase in phases)}: Jain's index of service "
-            f"{' → '.join(f'{phase.jain:.2f}' for phase in phases)}, interactive promises kept {kept}",
+            f"{' → '.join(f'{phase.jain:.2f}' for phase in phases)}, promises kept {kept} %",
             fontsize=13,
             fontweight="bold",
             x=0.01,
