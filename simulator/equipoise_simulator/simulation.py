@@ -156,9 +156,7 @@ class _Run:
 
     def run(self) -> Result:
         """Step from event to event until nothing is left."""
-        engine, scheduler = self.engine, self.scheduler
-        artifact = self.engine if isinstance(self.engine, ArtifactEngine) else None
-        hand = self._handed.append if self.profile.plans_ahead else engine.add
+        scheduler = self.scheduler
         dispatched = 0.0
         while True:
             now = self.now
@@ -166,25 +164,10 @@ class _Run:
             self._arrive()
             if now >= self._tick:
                 self._pass_time()
-            if scheduler.queued and (artifact is None or artifact.open):
-                self._dispatch(hand)
-            until = self._next_event()
-            handed = self._handed.copy()
-            self._handed.clear()
-            one_step = handed or (artifact and artifact.open and scheduler.queued)
-            step = engine.begin(now, until=now if one_step else until)
-            for sequence in handed:
-                engine.add(sequence)
-            if step is None and handed:
-                step = engine.begin(now, until=until)
+            until, step = self._decide()
             if step is not None:
                 dispatched = self.now = step.ends
-                if self.profile.plans_ahead:
-                    # What came while the step ran has reached the engine before it plans the next.
-                    self._arrive()
-                    if scheduler.queued:
-                        self._dispatch(engine.add)
-                self._deliver(engine.finish())
+                self._end_step()
             elif scheduler.queued:
                 if now - dispatched > STUCK_SECONDS:
                     raise RuntimeError(
@@ -195,7 +178,35 @@ class _Run:
                 self.now = max(now, self._arrivals[0][0])
                 dispatched = self.now
             else:
-                break
+                return self._result()
+
+    def _decide(self) -> tuple[float, Step | None]:
+        """Dispatch what may go and begin a step, if there is one; return when to look again without one, and the step."""
+        engine, scheduler, handed = self.engine, self.scheduler, self._handed
+        artifact = engine if isinstance(engine, ArtifactEngine) else None
+        if scheduler.queued and (artifact is None or artifact.open):
+            self._dispatch(handed.append if self.profile.plans_ahead else engine.add)
+        until = self._next_event()
+        one_step = handed or (artifact and artifact.open and scheduler.queued)
+        step = engine.begin(self.now, until=self.now if one_step else until)
+        if handed:
+            for sequence in handed:
+                engine.add(sequence)
+            handed.clear()
+            if step is None:
+                step = engine.begin(self.now, until=until)
+        return until, step
+
+    def _end_step(self) -> None:
+        """End the step that is over at the present time."""
+        if self.profile.plans_ahead:
+            # What came while it ran has reached the engine before that plans the next.
+            self._arrive()
+            if self.scheduler.queued:
+                self._dispatch(self.engine.add)
+        self._deliver(self.engine.finish())
+
+    def _result(self) -> Result:
         self._pass_time()
         return Result(
             workload=self.workload,

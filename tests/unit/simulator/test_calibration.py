@@ -169,7 +169,9 @@ def test_a_profiles_latency_is_part_of_the_time_to_first_token():
 
 
 def test_an_engine_that_plans_ahead_takes_at_once_what_came_in_time_and_a_step_late_what_waited_for_an_end():
-    profile = dataclasses.replace(PROFILES["fast"], a0=1.0, a1=0, a2=0, a3=0, max_num_seqs=2, plans_ahead=True)
+    profile = dataclasses.replace(
+        PROFILES["fast"], a0=1.0, a1=0, a2=0, a3=0, max_num_seqs=2, plans_ahead=True
+    )
 
     def call(name, arrival, output):
         return Call(id=name, tenant="blue", arrival=arrival, prompt_tokens=10, output_tokens=output)
