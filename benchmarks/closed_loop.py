@@ -4,9 +4,9 @@
 
 The loads have nothing of the calibration's: three tenants of different lengths and rhythms, open loop, less and more than the
 engine can serve. The same calls go through the simulator and, over HTTP, through a sidecar to the engine, under the same
-scheduler, gate and predictor. The engine is calibrated through a sidecar too, before and after each scheduler's loads: a
-virtual machine's speed drifts by several percent within minutes. `--stand-in` takes the stand-in engine in vLLM's place:
-what is left then is the error of the method.
+scheduler, gate and predictor. A virtual machine's speed drifts by ten percent from one minute to another, with nothing else
+on it; so all is done in rounds, the engine is calibrated (through a sidecar too) before each and after the last, and means
+are compared. `--stand-in` takes the stand-in engine in vLLM's place: what is left then is the error of the method.
 """
 
 import argparse
@@ -21,6 +21,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import aiohttp
@@ -45,10 +46,11 @@ RESULTS = Path(__file__).parent / "results"
 SEQUENCES = 8
 KV_TOKENS = 4096
 CONTEXT = 1024
-SECONDS = 60.0
-LOADS = {"busy": 0.7, "overload": 2.0}
+ROUNDS = 3
+SECONDS = 30.0
+LOADS = {"busy": 0.5, "overload": 2.5}
 """What a load asks for over what the engine can serve. An error of the throughput shows demand / (demand - 1) times in the
-waits of an overload: just above 1 nothing could be predicted."""
+waits of an overload: just above 1 nothing could be predicted. The bursts of one tenant take the busy load to 0.8."""
 TENANTS: dict[str, tuple[float, tuple[int, int], tuple[int, int]]] = {
     "chat": (0.4, (20, 200), (10, 80)),
     "batch": (0.4, (100, 600), (60, 120)),
@@ -108,8 +110,8 @@ def workload(profile: Profile, load: str, seed: int) -> Workload:
             break
         total += row.cost
         at = source.uniform(0, SECONDS)
-        if row.client == "bursty":  # two bursts of ten seconds
-            at = source.choice((10, 45)) + source.uniform(0, 10)
+        if row.client == "bursty":  # two bursts of five seconds
+            at = source.choice((3, 20)) + source.uniform(0, 5)
         rows.append(dataclasses.replace(row, arrival=at))
     rows.sort(key=lambda row: row.arrival)
     calls = tuple(
@@ -126,7 +128,7 @@ def workload(profile: Profile, load: str, seed: int) -> Workload:
     return Workload(name=load, calls=calls, seconds=SECONDS, warmup=0.0)
 
 
-async def replay(url: str, load: Workload, accounts: dict[str, Account]) -> tuple[list[Answer], float]:
+async def replay(url: str, load: Workload, headers: dict[str, dict[str, str]]) -> tuple[list[Answer], float]:
     """Send every call when it is due; return the answers and the seconds until the last one ended."""
     source = random.Random()  # not seeded: what was sent before would come from the prefix cache
     prompts = {
@@ -149,8 +151,9 @@ async def replay(url: str, load: Workload, accounts: dict[str, Account]) -> tupl
                 "stream": True,
                 "stream_options": {"include_usage": True, "continuous_usage_stats": True},
             }
-            headers = accounts[call.tenant].headers
-            async with session.post(f"{url}/v1/completions", json=body, headers=headers) as response:
+            async with session.post(
+                f"{url}/v1/completions", json=body, headers=headers[call.tenant]
+            ) as response:
                 if response.status != 200:
                     answer.error = f"{response.status}: {(await response.text())[:200]}"
                     return answer
@@ -243,18 +246,25 @@ def engine(folder: Path, *, stand_in: bool) -> Iterator[str]:
         yield f"unix:{socket}"
 
 
-@dataclass(frozen=True)
+@dataclass
 class Row:
-    """One load under one scheduler."""
+    """One kind of load under one scheduler: a figure each round."""
 
     load: str
     scheduler: str
-    simulated: Figures
-    real: Figures
+    simulated: list[Figures] = field(default_factory=list)
+    real: list[Figures] = field(default_factory=list)
+
+    def means(self, key: str) -> tuple[float, float]:
+        """Return simulated and real."""
+        return mean(getattr(each, key) for each in self.simulated), mean(
+            getattr(each, key) for each in self.real
+        )
 
     def ratio(self, key: str) -> float:
         """Return simulated over real."""
-        return float(getattr(self.simulated, key) / getattr(self.real, key))
+        simulated, real = self.means(key)
+        return simulated / real
 
 
 def report(rows: list[Row], made: Calibration, facts: dict[str, str], name: str) -> str:
@@ -265,9 +275,9 @@ def report(rows: list[Row], made: Calibration, facts: dict[str, str], name: str)
         for clients, error in made.fit.errors.items()
     )
     offered = ", ".join(
-        f"{row.simulated.requests} requests for {LOADS[row.load]} times what the engine can serve ({row.load})"
-        for row in {row.load: row for row in rows}.values()
+        f"{name} asks for {times} times what the engine can serve" for name, times in LOADS.items()
     )
+    requests = sum(each.requests for row in rows for each in row.real)
     lines = [
         "# Does the simulator predict a real engine?",
         "",
@@ -275,7 +285,8 @@ def report(rows: list[Row], made: Calibration, facts: dict[str, str], name: str)
             f"{described(facts)} {name}, {SEQUENCES} sequences, {KV_TOKENS:,} tokens of KV cache. Calibrated: a step takes "
             f"{profile.a0 * 1e3:.2f} ms + {profile.a1 * 1e6:.0f} us a prompt token + {profile.a2 * 1e6:.0f} us a sequence + "
             f"{profile.a3 * 1e6:.2f} us a token of context, latency {profile.latency * 1e3:.1f} ms. Median error of the fit for "
-            f"{WINDOW} steps: {errors}. The loads: {len(TENANTS)} tenants in {SECONDS:.0f} s, {offered}."
+            f"{WINDOW} steps: {errors}. The loads: {len(TENANTS)} tenants in {SECONDS:.0f} s, {offered}; {ROUNDS} rounds, "
+            f"{requests:,} requests. Means over the rounds; behind the real ones, the least and the most."
         ),
         "",
         "| load | scheduler | measure | simulated | real | simulated / real |",
@@ -290,9 +301,11 @@ def report(rows: list[Row], made: Calibration, facts: dict[str, str], name: str)
             ("service difference, mean", "difference_mean"),
             ("service difference, max", "difference_max"),
         ):
-            simulated, real = getattr(row.simulated, key), getattr(row.real, key)
+            simulated, real = row.means(key)
+            seen = [getattr(each, key) for each in row.real]
             lines.append(
-                f"| {row.load} | {row.scheduler} | {label} | {simulated:,.2f} | {real:,.2f} | {row.ratio(key):.3f} |"
+                f"| {row.load} | {row.scheduler} | {label} | {simulated:,.2f} | {real:,.2f} ({min(seen):,.2f} to "
+                f"{max(seen):,.2f}) | {row.ratio(key):.3f} |"
             )
     lines.append("")
     for load in LOADS:
@@ -321,6 +334,7 @@ def calibrated(url: str, folder: Path, console: Console) -> Calibration:
                 max_num_seqs=SEQUENCES,
                 max_num_batched_tokens=CONTEXT,
                 rounds=1,
+                seconds=6.0,
                 tell=console.print,
             )
         )
@@ -337,26 +351,35 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     console, facts = Console(stderr=True, highlight=False), machine("benchmarks.closed_loop")
-    real: list[tuple[Workload, AlgorithmType, Figures]] = []
+    schedulers: list[AlgorithmType] = arguments.scheduler or ["FCFS", "VTC", "Equipoise"]
+    rows = {(load, name): Row(load, name) for load in LOADS for name in schedulers}
+    replayed: list[tuple[Workload, AlgorithmType]] = []
     with (
         tempfile.TemporaryDirectory() as place,
         engine(Path(place), stand_in=arguments.stand_in) as url,
     ):
         folder = Path(place)
-        made = calibrated(url, folder, console)
-        loads = [workload(made.profile, name, arguments.seed) for name in LOADS]
-        accounts = {name: Account(f"team/{name}") for name in TENANTS}
-        for algorithm in arguments.scheduler or ["FCFS", "VTC", "Equipoise"]:
-            config = configuration(list(accounts.values()), algorithm, Capacity(max_in_flight=SEQUENCES))
-            for load in loads:
-                with start(url, config, folder) as sidecar:
-                    seen = measured(load, *asyncio.run(replay(sidecar.url, load, accounts)))
-                console.print(f"{algorithm}, {load.name}: {seen}")
-                real.append((load, algorithm, seen))
+        first = made = calibrated(url, folder, console)
+        accounts = [Account(f"team/{name}") for name in TENANTS]
+        headers = {name: account.headers for name, account in zip(TENANTS, accounts, strict=True)}
+        for round_ in range(ROUNDS):
+            loads = [workload(first.profile, name, arguments.seed + round_) for name in LOADS]
+            for algorithm in schedulers:
+                config = configuration(accounts, algorithm, Capacity(max_in_flight=SEQUENCES))
+                for load in loads:
+                    with start(url, config, folder) as sidecar:
+                        seen = measured(load, *asyncio.run(replay(sidecar.url, load, headers)))
+                    console.print(f"round {round_ + 1}, {algorithm}, {load.name}: {seen}")
+                    rows[load.name, algorithm].real.append(seen)
+                    replayed.append((load, algorithm))
             made = made.joined(calibrated(url, folder, console))
-    rows = [Row(load.name, name, predicted(load, name, made.profile), seen) for load, name, seen in real]
+    for load, algorithm in replayed:
+        rows[load.name, algorithm].simulated.append(predicted(load, algorithm, made.profile))
     text = report(
-        rows, made, facts, "Stand-in engine" if arguments.stand_in else f"vLLM {VERSION} on the CPU"
+        list(rows.values()),
+        made,
+        facts,
+        "Stand-in engine" if arguments.stand_in else f"vLLM {VERSION} on the CPU",
     )
     print(text)
     if arguments.stand_in:
@@ -365,7 +388,7 @@ def main() -> None:
     document: dict[str, Any] = {
         "machine": facts,
         "profile": made.profile.document(),
-        "runs": [dataclasses.asdict(row) for row in rows],
+        "runs": [dataclasses.asdict(row) for row in rows.values()],
     }
     (arguments.out / "closed_loop.json").write_text(json.dumps(document, indent=1) + "\n")
 
