@@ -13,6 +13,7 @@ import argparse
 import asyncio
 import dataclasses
 import json
+import math
 import random
 import sys
 import tempfile
@@ -264,7 +265,7 @@ class Row:
     def ratio(self, key: str) -> float:
         """Return simulated over real."""
         simulated, real = self.means(key)
-        return simulated / real
+        return simulated / real if real else math.inf
 
 
 def report(rows: list[Row], made: Calibration, facts: dict[str, str], name: str) -> str:
