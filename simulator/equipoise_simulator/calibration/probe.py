@@ -22,8 +22,13 @@ from equipoise_simulator.calibration.steps import Observation, Stream, alone, ob
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
-SHORTEST_PROMPT, SHORTEST_OUTPUT, LONGEST_OUTPUT = 16, 4, 96
+SHORTEST_PROMPT, SHORTEST_OUTPUT, LONGEST_OUTPUT = 16, 4, 192
 """Tokens, under load; lengths are drawn evenly by their logarithm, so that steps of all kinds come up."""
+PROMPT_SHARES = (0.2, 0.8)
+"""Of the room of a request: a load that mostly decodes, then one that mostly prefills, or their costs are told apart by a
+batch that is not full alone."""
+WIDEST_TIMES = 3
+"""How much longer than the others the full batch is observed: an engine that is worth simulating is full."""
 WARM_UP_SECONDS = 5.0
 LOWEST_TOKEN, HIGHEST_TOKEN = 100, 1000
 """Token ids that any model's vocabulary has."""
@@ -126,30 +131,37 @@ class Probe:
     async def observe(
         self, sizes: Sizes, widest: int, max_batched: int, *, rounds: int, seconds: float
     ) -> list[Observation]:
-        """Observe prompts alone and closed loops of up to `widest` clients, each for `seconds`, the widest twice as long."""
+        """Observe prompts alone and closed loops of up to `widest` clients, each for `seconds`, the widest three times so long."""
         seen: list[Observation] = []
         most = max(1, min(widest, int(0.9 * sizes.kv_tokens) // (64 + sizes.block_size)))
-        await self._load(sizes, most, max_batched, WARM_UP_SECONDS)
+        await self._load(sizes, most, max_batched, PROMPT_SHARES[-1], WARM_UP_SECONDS)
         for _ in range(rounds):
             for prompt in _prompts(sizes, max_batched):
                 seen.append(alone(await self._collect(sizes.model, prompt, 1)))
                 self._tell(f"a prompt of {prompt} tokens: first token after {seen[-1].seconds * 1e3:.1f} ms")
-            for clients in _batches(most):
-                streams = await self._load(
-                    sizes, clients, max_batched, 2 * seconds if clients == most else seconds
-                )
-                new = list(observations(streams, clients))
-                seen += new
-                if new:
-                    pace = sum(each.seconds for each in new) / sum(each.steps for each in new)
-                    self._tell(f"{clients} at a time: {len(streams)} requests, {pace * 1e3:.1f} ms a step")
+            for clients in sorted({1, max(1, most // 2), most}):
+                times = WIDEST_TIMES if clients == most else 1
+                for share in PROMPT_SHARES:
+                    streams = await self._load(
+                        sizes, clients, max_batched, share, times * seconds / len(PROMPT_SHARES)
+                    )
+                    new = list(observations(streams, clients))
+                    seen += new
+                    if new:
+                        pace = sum(each.seconds for each in new) / sum(each.steps for each in new)
+                        self._tell(
+                            f"{clients} at a time, prompts up to {share:.0%} of a request: {len(streams)} requests, "
+                            f"{pace * 1e3:.1f} ms a step"
+                        )
         return seen
 
-    async def _load(self, sizes: Sizes, clients: int, max_batched: int, seconds: float) -> list[Stream]:
+    async def _load(
+        self, sizes: Sizes, clients: int, max_batched: int, prompt_share: float, seconds: float
+    ) -> list[Stream]:
         """Keep `clients` requests of many lengths going; what has begun by the end is waited for."""
         room = min(int(0.9 * sizes.kv_tokens) // clients - sizes.block_size, sizes.max_model_len - 1)
-        longest_output = max(SHORTEST_OUTPUT, min(LONGEST_OUTPUT, room // 2))
-        longest_prompt = max(SHORTEST_PROMPT, min(room - longest_output, max_batched))
+        longest_prompt = max(SHORTEST_PROMPT, min(int(prompt_share * room), max_batched))
+        longest_output = max(SHORTEST_OUTPUT, min(LONGEST_OUTPUT, room - longest_prompt))
         until = time.perf_counter() + seconds
         streams: list[Stream] = []
 
@@ -196,10 +208,6 @@ class Probe:
                 if tokens > so_far:
                     so_far = tokens
                     yield tokens
-
-
-def _batches(widest: int) -> list[int]:
-    return sorted({1, max(1, widest // 4), max(1, widest // 2), widest})
 
 
 def _prompts(sizes: Sizes, max_batched: int) -> list[int]:
