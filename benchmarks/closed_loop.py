@@ -49,7 +49,6 @@ RESULTS = Path(__file__).parent / "results"
 SEQUENCES = 8
 KV_TOKENS = 4096
 CONTEXT = 1024
-ROUNDS = 3
 SECONDS = 30.0
 LOADS = {"busy": 0.5, "overload": 2.5}
 """What a load asks for over what the engine can serve. An error of the throughput shows demand / (demand - 1) times in the
@@ -309,7 +308,7 @@ def report(rows: list[Row], made: Calibration, facts: dict[str, str], name: str)
             f"{described(facts)} {name}, {SEQUENCES} sequences, {KV_TOKENS:,} tokens of KV cache. Calibrated: a step takes "
             f"{profile.a0 * 1e3:.2f} ms + {profile.a1 * 1e6:.0f} us a prompt token + {profile.a2 * 1e6:.0f} us a sequence + "
             f"{profile.a3 * 1e6:.2f} us a token of context, latency {profile.latency * 1e3:.1f} ms. Median error of the fit for "
-            f"{WINDOW} steps: {errors}. The loads: {len(TENANTS)} tenants in {SECONDS:.0f} s, {offered}; {ROUNDS} rounds, "
+            f"{WINDOW} steps: {errors}. The loads: {len(TENANTS)} tenants in {SECONDS:.0f} s, {offered}; {len(rows[0].real)} rounds, "
             f"{requests:,} requests. Means over the rounds; behind the real ones, the least and the most."
         ),
         "",
@@ -369,6 +368,7 @@ def main() -> None:
     )
     parser.add_argument("--stand-in", action="store_true", help="the stand-in engine in vLLM's place")
     parser.add_argument("--scheduler", action="append", choices=["FCFS", "VTC", "Equipoise"], default=[])
+    parser.add_argument("--rounds", type=int, default=3, help="of seven minutes each")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args()
@@ -384,7 +384,7 @@ def main() -> None:
         first = made = calibrated(url, folder, console)
         accounts = [Account(f"team/{name}") for name in TENANTS]
         headers = {name: account.headers for name, account in zip(TENANTS, accounts, strict=True)}
-        for round_ in range(ROUNDS):
+        for round_ in range(arguments.rounds):
             loads = [workload(first.profile, name, arguments.seed + round_) for name in LOADS]
             for algorithm in schedulers:
                 config = configuration(accounts, algorithm, Capacity(max_in_flight=SEQUENCES))
