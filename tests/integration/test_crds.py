@@ -112,7 +112,10 @@ def test_a_wrong_tenant_is_refused_with_the_fields_name(api, namespace, spec, wa
         ({"target": TARGET, "cost": {"profiled": {"outputNanoseconds": 0}}}, r"outputNanoseconds"),
         ({"target": TARGET, "capacity": {"maxInFlight": 0}}, r"spec\.capacity\.maxInFlight"),
         ({"target": TARGET, "queue": {"maxBytes": 1}}, r"spec\.queue\.maxBytes"),
-        ({"target": TARGET, "gpu": {"dcgm": "Endpoint"}}, r"spec\.gpu\.endpoint.*set endpoint where dcgm is Endpoint"),
+        (
+            {"target": TARGET, "gpu": {"dcgm": "Endpoint"}},
+            r"spec\.gpu\.endpoint.*set endpoint where dcgm is Endpoint",
+        ),
         ({"target": TARGET, "gpu": {"endpoint": "http://dcgm:9400/metrics"}}, r"spec\.gpu\.endpoint"),
         (
             {"target": TARGET, "gpu": {"dcgm": "Endpoint", "endpoint": "http://user@dcgm/metrics"}},
