@@ -115,7 +115,9 @@ class DeadlineQueue(TimedQueue):
 
     @override
     def first(self) -> tuple[Place, int]:
-        aimed, waiting = (self._first_of(line) if line else None for line in self._lines)
+        promised, patient = self._lines
+        aimed = self._first_of(promised) if promised else None
+        waiting = self._first_of(patient) if patient else None
         if aimed is None or waiting is None:
             first = aimed or waiting
             if first is None:
