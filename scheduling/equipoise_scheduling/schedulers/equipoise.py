@@ -274,9 +274,12 @@ class Equipoise(VTC):
 
     def _others(self, chosen: str, least: str, levels: tuple[int, int], skips: int) -> Iterator[Request]:
         """Yield the heads that may go in place of the chosen tenant's."""
-        bands = zip((self.band, self._pressing), levels, strict=True)
-        found = {name for band, level in bands for name in band.most_urgent(level, skips + 1)}
-        names = sorted(found - {chosen}, key=self._urgency)[:skips]
+        shared, level = levels
+        names = self.band.most_urgent(shared, skips + 1)
+        pressing = self._pressing.most_urgent(level, skips + 1)
+        if pressing:
+            names = sorted({*names, *pressing}, key=self._urgency)
+        names = [name for name in names if name != chosen][:skips]
         if skips and least != chosen and least not in names:
             names[skips - 1 :] = [least]
         for name in names:
