@@ -4,19 +4,13 @@ import json
 from itertools import takewhile
 
 import pytest
+from endpoint_paths import PATHS
 
 from equipoise_sidecar.body import Body
 from equipoise_sidecar.facts import EndpointKind, PromptBytes
 from equipoise_sidecar.prompt_bytes import MEDIA_BYTES, MOST_BYTES
 from equipoise_sidecar.reading import read_facts
 
-PATHS = {
-    EndpointKind.CHAT: "/v1/chat/completions",
-    EndpointKind.COMPLETIONS: "/v1/completions",
-    EndpointKind.RESPONSES: "/v1/responses",
-    EndpointKind.MESSAGES: "/v1/messages",
-    EndpointKind.POOLING: "/v1/embeddings",
-}
 SYSTEM = {"role": "system", "content": "Be kind. " * 50}
 ASK, ANSWER, MORE = (
     {"role": "user", "content": "What is it? " * 20},

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from endpoint_paths import PATHS
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -11,14 +12,6 @@ from equipoise_sidecar.body import Body
 from equipoise_sidecar.facts import EndpointKind, EngineProfile
 from equipoise_sidecar.reading import read_facts
 from equipoise_sidecar.sizing import Sizing
-
-PATHS = {
-    EndpointKind.CHAT: "/v1/chat/completions",
-    EndpointKind.COMPLETIONS: "/v1/completions",
-    EndpointKind.RESPONSES: "/v1/responses",
-    EndpointKind.MESSAGES: "/v1/messages",
-    EndpointKind.POOLING: "/v1/embeddings",
-}
 
 
 def read(document, kind=EndpointKind.CHAT):
