@@ -51,6 +51,10 @@ check: setup ## Lint, types, import rules, generated files, dependency files
 test-unit: setup ## Unit and property tests
 	$(PYTEST) tests/unit tests/property
 
+.PHONY: search
+search: setup ## Property tests on new random cases, many more than `make test` has
+	$(PYTEST) --hypothesis-profile search tests/property
+
 .PHONY: test-cluster
 test-cluster: cluster ## Tests on a real API server, with helm
 	$(PYTEST) tests/integration

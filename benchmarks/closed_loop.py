@@ -292,7 +292,6 @@ class Row:
 
 def report(rows: list[Row], made: Calibration, facts: dict[str, str], name: str) -> str:
     """Write the comparison in Markdown."""
-    profile = made.profile
     errors = "; ".join(
         f"{f'{clients} requests at a time' if clients else 'a prompt alone'} {error.median:.1%} (sum {error.bias:+.1%})"
         for clients, error in made.fit.errors.items()
@@ -306,9 +305,7 @@ def report(rows: list[Row], made: Calibration, facts: dict[str, str], name: str)
         "",
         (
             f"{described(facts)} {name}, {SEQUENCES} sequences, {KV_TOKENS:,} tokens of KV cache. Calibrated: a step takes "
-            f"{profile.a0 * 1e3:.2f} ms + {profile.a1 * 1e6:.0f} us a prompt token + {profile.a2 * 1e6:.0f} us a sequence + "
-            f"{profile.a3 * 1e6:.2f} us a token of context, latency {profile.latency * 1e3:.1f} ms. Median error of the fit for "
-            f"{WINDOW} steps: {errors}. The loads: {len(TENANTS)} tenants in {SECONDS:.0f} s, {offered}; {len(rows[0].real)} rounds, "
+            f"{made.profile.formula}. Median error of the fit for {WINDOW} steps: {errors}. The loads: {len(TENANTS)} tenants in {SECONDS:.0f} s, {offered}; {len(rows[0].real)} rounds, "
             f"{requests:,} requests. Means over the rounds; behind the real ones, the least and the most."
         ),
         "",
@@ -368,7 +365,7 @@ def main() -> None:
     )
     parser.add_argument("--stand-in", action="store_true", help="the stand-in engine in vLLM's place")
     parser.add_argument("--scheduler", action="append", choices=["FCFS", "VTC", "Equipoise"], default=[])
-    parser.add_argument("--rounds", type=int, default=3, help="of seven minutes each")
+    parser.add_argument("--rounds", type=int, default=3, help="of eight minutes each")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args()

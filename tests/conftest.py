@@ -13,8 +13,10 @@ import pytest
 from equipoise_cluster import Cluster, ClusterError, ConsoleProgress, ControlPlane, find
 from equipoise_cluster.programs import CLIENTS, CONTROL_PLANE
 
-# A test's time says more of the machine than of the code: speed is measured in benchmarks/.
-hypothesis.settings.register_profile("equipoise", deadline=None)
+# A test's time says more of the machine than of the code: speed is measured in benchmarks/. The same cases every time: what
+# turns a run red is the change, not chance. `make search` looks for new cases; what it finds becomes an @example.
+hypothesis.settings.register_profile("equipoise", deadline=None, derandomize=True, database=None)
+hypothesis.settings.register_profile("search", deadline=None, max_examples=1_000)
 hypothesis.settings.load_profile("equipoise")
 
 ROOT = Path(__file__).parents[1]

@@ -29,8 +29,8 @@ class Interaction:
     def __init__(self) -> None:
         self.waiting: dict[int, Request] = {}
         """Queued calls by arrival number."""
-        self.flying: list[int] = []
-        """Call indices in flight."""
+        self.flying: dict[int, int] = {}
+        """Call indices in flight by arrival number."""
         self.least: int | None = None
         """Least index of the calls that ended after a dispatch."""
         self.calls = 0
@@ -47,7 +47,7 @@ class Interaction:
         """Say whether a call with a smaller index was dispatched. Linear in its calls in flight."""
         if self.least is not None and self.least < index:
             return True
-        return any(flying < index for flying in self.flying)
+        return any(flying < index for flying in self.flying.values())
 
 
 class Interactions:
@@ -96,9 +96,7 @@ class Interactions:
         if interaction.calls >= MOST_PREFERRED - 1:
             return waiting
         index = request.call_index
-        others = list(interaction.flying)
-        if index in others:
-            others.remove(index)
+        others = [flying for number, flying in interaction.flying.items() if number != request.number]
         known = min((*others, *(() if interaction.least is None else (interaction.least,))), default=None)
         return [
             call
@@ -131,14 +129,14 @@ class Interactions:
         if request.interaction:
             interaction = self._living[key_of(request)]
             del interaction.waiting[request.number]
-            interaction.flying.append(request.call_index)
+            interaction.flying[request.number] = request.call_index
             interaction.calls += 1
 
     def undone(self, request: Request) -> None:
         """Note a dispatch that was undone; the call is queued again next."""
         if request.interaction:
             interaction = self._living[key_of(request)]
-            interaction.flying.remove(request.call_index)
+            del interaction.flying[request.number]
             interaction.calls -= 1
 
     def ended(self, request: Request, now: float) -> None:
@@ -147,7 +145,7 @@ class Interactions:
             return
         interaction = self._living[key_of(request)]
         index = request.call_index
-        interaction.flying.remove(index)
+        del interaction.flying[request.number]
         interaction.least = index if interaction.least is None else min(index, interaction.least)
         interaction.ended = now
         self._rest(request, interaction)

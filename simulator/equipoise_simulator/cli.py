@@ -123,8 +123,8 @@ def calibrate(
 ) -> None:
     """Load an engine that has nothing else to do, and write the profile with which `equipoise simulate` predicts it.
 
-    Each round loads it five times for so many seconds, with up to as many requests at a time as it runs: two minutes in
-    all. Calibrate through the proxy that it will be used through. Sizes that are left out are read from the engine or
+    Each round loads it with 1, 2, 4 ... up to as many requests at a time as it runs, for so many seconds each and three
+    times as long with the most: two minutes in all for 8 requests, four for 256. Calibrate through the proxy that it will be used through. Sizes that are left out are read from the engine or
     measured; --max-num-batched-tokens is vLLM's option of that name.
     """
     import asyncio
@@ -153,10 +153,7 @@ def calibrate(
     except (ProbeError, ValueError, OSError, aiohttp.ClientError) as error:
         raise SystemExit(f"equipoise calibrate: {str(error) or type(error).__name__}") from None
     fit = made.fit
-    print(
-        f"a step takes {fit.a0 * 1e3:.3f} ms + {fit.a1 * 1e6:.1f} us a prompt token + {fit.a2 * 1e6:.1f} us a sequence"
-        f" + {fit.a3 * 1e6:.3f} us a token of context; latency {fit.latency * 1e3:.1f} ms"
-    )
+    print(f"a step takes {made.profile.formula}")
     for clients, off in fit.errors.items():
         load = f"{clients} requests at a time" if clients else "a prompt alone"
         print(

@@ -1,6 +1,6 @@
 """Interactions: exactly the calls whose standing a dispatch changes are looked at, whatever indices a client sends."""
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from equipoise_scheduling import interactions as module
@@ -27,6 +27,7 @@ def call(number, index):
     steps=st.lists(st.tuples(st.sampled_from(["dispatch", "undo", "end"]), st.integers(0, 11)), max_size=40),
     preferred=st.integers(1, 20),
 )
+@example(indices=[1, 1, 2], steps=[("dispatch", 0), ("dispatch", 0), ("undo", 0)], preferred=3)
 def test_calls_that_a_dispatch_or_its_undoing_makes_begun_or_not_are_the_affected_ones(
     indices, steps, preferred
 ):

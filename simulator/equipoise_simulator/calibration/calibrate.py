@@ -27,10 +27,7 @@ class Calibration:
         """Fit what both observed of one engine, so that a machine whose speed drifts is met at its mean."""
         observations = self.observations + other.observations
         found = fit(observations)
-        profile = replace(
-            self.profile, a0=found.a0, a1=found.a1, a2=found.a2, a3=found.a3, latency=found.latency
-        )
-        return Calibration(profile, found, observations)
+        return Calibration(replace(self.profile, **found.costs), found, observations)
 
 
 async def calibrate(
@@ -48,7 +45,8 @@ async def calibrate(
 ) -> Calibration:
     """Measure the engine at `url` (over the Unix socket `uds`, if given), which has nothing else to do.
 
-    What is None is measured. Takes about `rounds` times five times `seconds`. Raises ProbeError and ValueError, with what is missing.
+    What is None is measured. Takes about `rounds` times `seconds` times the doublings up to `max_num_seqs` and
+    three. Raises ProbeError and ValueError, with what is missing.
     """
     async with Probe(url, uds, api_key=api_key, tell=tell) as probe:
         sizes = await probe.sizes(kv_tokens)
@@ -59,11 +57,7 @@ async def calibrate(
     found = fit(observations)
     profile = Profile(
         name=name,
-        a0=found.a0,
-        a1=found.a1,
-        a2=found.a2,
-        a3=found.a3,
-        latency=found.latency,
+        **found.costs,
         plans_ahead=True,
         kv_tokens=sizes.kv_tokens,
         block_size=sizes.block_size,

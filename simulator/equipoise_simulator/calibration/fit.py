@@ -1,17 +1,20 @@
 """What an engine did, and the cost profile that explains it best.
 
-    seconds = steps * a0 + a1 * prefill tokens + a2 * decoded tokens + a3 * context tokens  (+ latency, for a prompt alone)
+    seconds = sum of its steps' decode seconds + a1 * prefill tokens + a3 * context tokens  (+ latency, for a prompt alone)
 
-Latency is what no step shows: the way of a request to the engine and of its first token back.
+Decode seconds are a line `a0 + a2 * sequences` for no engine, so they are found for batches of several sizes, with lines
+between them. Latency is what no step shows: the way of a request to the engine and of its first token back.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy.optimize import nnls
+
+from equipoise_simulator.calibration.steps import WINDOW
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -37,30 +40,28 @@ class Error:
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """The coefficients, seconds each, and how far they are off."""
+    """The costs, seconds each, and how far they are off."""
 
     a0: float
     a1: float
     a2: float
     a3: float
+    decode_steps: tuple[tuple[int, float], ...]
+    """As in `Profile`; a0 and a2 are the line through them."""
     latency: float
     errors: dict[int, Error]
     """By the number of clients; 0 is a prompt alone."""
     disturbed: int
     """Observations that were left out."""
 
-    def predict(self, seen: Observation) -> float:
-        """Return the seconds that the fit expects."""
-        return float(_row(seen) @ np.array([self.a0, self.a1, self.a2, self.a3, self.latency]))
-
-
-def _row(seen: Observation) -> np.ndarray:
-    latencies = 1.0 if seen.clients == 0 else 0.0
-    return np.array([seen.steps, seen.prefill_tokens, seen.decoded_tokens, seen.context_tokens, latencies])
+    @property
+    def costs(self) -> dict[str, Any]:
+        """What a `Profile` takes of it."""
+        return {name: getattr(self, name) for name in ("a0", "a1", "a2", "a3", "decode_steps", "latency")}
 
 
 def fit(observations: Sequence[Observation]) -> Fit:
-    """Fit non-negative coefficients, such that the expected time of all observations together is the observed one.
+    """Fit non-negative costs, such that the expected time of all observations together is the observed one.
 
     The variance of an observation is taken to grow with its length. ValueError with too few observations of a kind.
     """
@@ -70,7 +71,8 @@ def fit(observations: Sequence[Observation]) -> Fit:
             f"{loaded} observations under load and {len(observations) - loaded} of a prompt alone do not tell the costs "
             f"apart: at least {FEWEST} and 1 are needed"
         )
-    rows = np.array([_row(seen) for seen in observations])
+    sizes = _sizes(observations)
+    rows = np.array([_row(seen, sizes) for seen in observations])
     seconds = np.array([seen.seconds for seen in observations])
     expected = rows @ _solve(rows, seconds)
     kept = np.abs(expected / seconds - 1) <= DISTURBED
@@ -83,8 +85,45 @@ def fit(observations: Sequence[Observation]) -> Fit:
             off = np.abs(expected[these] / seconds[these] - 1)
             bias = expected[these].sum() / seconds[these].sum() - 1
             errors[clients] = Error(float(np.median(off)), float(bias), int(these.sum()))
-    a0, a1, a2, a3, latency = (float(value) for value in found)
-    return Fit(max(a0, 1e-9), a1, a2, a3, latency, errors, int((~kept).sum()))
+    a1, a3, alone, *decode = (float(value) for value in found)
+    a0, a2 = _line(sizes, decode, rows[kept][:, 3:].sum(axis=0))
+    return Fit(
+        a0=a0,
+        a1=a1,
+        a2=a2,
+        a3=a3,
+        decode_steps=tuple((size, took) for size, took in zip(sizes, decode, strict=True) if took > 0),
+        # No prompt alone shows how much of its time is a step's: as much as the line through the batches begins with.
+        latency=max(0.0, alone - a0),
+        errors=errors,
+        disturbed=int((~kept).sum()),
+    )
+
+
+def _sizes(observations: Sequence[Observation]) -> list[int]:
+    """Return the sizes of batches of which enough steps were seen: those that were offered, and ran."""
+    sizes = sorted({seen.clients for seen in observations if seen.clients})
+    steps = np.sum([_shares(seen, sizes) for seen in observations if seen.clients], axis=0)
+    return [size for size, seen in zip(sizes, steps, strict=True) if seen >= WINDOW]
+
+
+def _shares(seen: Observation, sizes: Sequence[int]) -> np.ndarray:
+    """Return its steps by size of batch: each counts for the sizes next to its own, the nearer one more."""
+    batches, hats = [*seen.batches], np.eye(len(sizes))
+    return np.array([np.interp(batches, sizes, hat) @ [*seen.batches.values()] for hat in hats])
+
+
+def _row(seen: Observation, sizes: Sequence[int]) -> np.ndarray:
+    decode = _shares(seen, sizes) if seen.clients else np.zeros(len(sizes))
+    return np.array([seen.prefill_tokens, seen.context_tokens, float(not seen.clients), *decode])
+
+
+def _line(sizes: Sequence[int], seconds: Sequence[float], steps: np.ndarray) -> tuple[float, float]:
+    """Return a0 and a2: the line through what batches of these sizes take, by how many steps there were of each."""
+    weight = np.sqrt(steps)
+    rows = np.array([np.ones(len(sizes)), sizes if len(sizes) > 1 else [0.0]]).T
+    found = nnls(weight[:, None] * rows, weight * np.array(seconds))[0]
+    return max(float(found[0]), 1e-9), float(found[1])
 
 
 def _solve(rows: np.ndarray, seconds: np.ndarray) -> np.ndarray:

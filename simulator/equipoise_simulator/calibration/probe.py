@@ -131,7 +131,7 @@ class Probe:
     async def observe(
         self, sizes: Sizes, widest: int, max_batched: int, *, rounds: int, seconds: float
     ) -> list[Observation]:
-        """Observe prompts alone and closed loops of up to `widest` clients, each for `seconds`, the widest three times so long."""
+        """Observe prompts alone and closed loops of 1, 2, 4 ... `widest` clients, each for `seconds`, the widest three times so long."""
         seen: list[Observation] = []
         most = max(1, min(widest, int(0.9 * sizes.kv_tokens) // (64 + sizes.block_size)))
         await self._load(sizes, most, max_batched, PROMPT_SHARES[-1], WARM_UP_SECONDS)
@@ -139,7 +139,7 @@ class Probe:
             for prompt in _prompts(sizes, max_batched):
                 seen.append(alone(await self._collect(sizes.model, prompt, 1)))
                 self._tell(f"a prompt of {prompt} tokens: first token after {seen[-1].seconds * 1e3:.1f} ms")
-            for clients in sorted({1, max(1, most // 2), most}):
+            for clients in _doublings(most):
                 times = WIDEST_TIMES if clients == most else 1
                 for share in PROMPT_SHARES:
                     streams = await self._load(
@@ -208,6 +208,10 @@ class Probe:
                 if tokens > so_far:
                     so_far = tokens
                     yield tokens
+
+
+def _doublings(most: int) -> list[int]:
+    return [*(2**power for power in range((most - 1).bit_length())), most]
 
 
 def _prompts(sizes: Sizes, max_batched: int) -> list[int]:

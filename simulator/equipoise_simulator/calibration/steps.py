@@ -7,12 +7,13 @@ served already is served again, or one that was asked for after it. Consecutive 
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
 WINDOW = 32
 """Steps of an observation."""
@@ -34,13 +35,17 @@ class Observation:
 
     clients: int
     """How many requests were offered at a time; 0: one prompt on an idle engine, from the request to its first token."""
-    steps: int
+    batches: Mapping[float, int]
+    """Steps by the number of sequences that decoded in them."""
     prefill_tokens: int
-    decoded_tokens: int
-    """Decoding sequences, summed over the steps."""
     context_tokens: int
     """Tokens that the decoding sequences held, summed over the steps."""
     seconds: float
+
+    @property
+    def steps(self) -> int:
+        """Steps in all."""
+        return sum(self.batches.values())
 
 
 @dataclass(slots=True)
@@ -68,24 +73,25 @@ class _Step:
 
 def alone(stream: Stream) -> Observation:
     """Return what a prompt on an idle engine shows."""
-    return Observation(0, 1, stream.prompt_tokens, 0, 0, stream.arrivals[0][0] - stream.sent)
+    return Observation(0, {0: 1}, stream.prompt_tokens, 0, stream.arrivals[0][0] - stream.sent)
 
 
 def observations(streams: Sequence[Stream], clients: int) -> Iterator[Observation]:
     """Give `WINDOW` steps after another of the streams that `clients` kept up. O(n log n) in their tokens."""
-    steps = prefill = decoded = context = 0
+    batches: Counter[float] = Counter()
+    prefill = context = 0
     seconds = 0.0
     for before, step in pairwise(_steps(streams)):
         if not step.decoded_tokens:
             continue  # the engine may have had nothing to do before it
-        steps += step.steps
+        batches[step.decoded_tokens / step.steps] += step.steps
         prefill += step.prefill_tokens
-        decoded += step.decoded_tokens
         context += step.context_tokens
         seconds += step.at - before.at
-        if steps >= WINDOW:
-            yield Observation(clients, steps, prefill, decoded, context, seconds)
-            steps = prefill = decoded = context = 0
+        if batches.total() >= WINDOW:
+            yield Observation(clients, batches, prefill, context, seconds)
+            batches = Counter()
+            prefill = context = 0
             seconds = 0.0
 
 

@@ -64,6 +64,18 @@ def observed(spread=0.0):
     return seen
 
 
+def bent(size):
+    """An engine whose kernels are made for batches of four and of eight."""
+    return {1: 0.02, 2: 0.025, 3: 0.024, 4: 0.021, 5: 0.026, 6: 0.026, 7: 0.026}.get(size, 0.027)
+
+
+def expected(it, seen):
+    """Seconds that a fit expects of an observation under load."""
+    profile = dataclasses.replace(TRUE, **it.costs)
+    decode = sum(steps * profile.step_seconds(0, size, 0) for size, steps in seen.batches.items())
+    return decode + it.a1 * seen.prefill_tokens + it.a3 * seen.context_tokens
+
+
 def found(seen):
     it = fit(seen)
     return (it.a0, it.a1, it.a2, it.a3, it.latency)
@@ -81,7 +93,8 @@ def test_tokens_that_come_late_hardly_move_what_a_load_is_expected_to_take():
     it = fit(seen)
     for clients in (1, 4, 8):
         exact = list(observations(loaded(clients, seed=clients), clients))
-        assert sum(map(it.predict, exact)) == pytest.approx(sum(each.seconds for each in exact), rel=0.02)
+        predicted = sum(expected(it, each) for each in exact)
+        assert predicted == pytest.approx(sum(each.seconds for each in exact), rel=0.02)
 
 
 def test_all_steps_are_found_and_all_tokens_counted():
@@ -91,7 +104,7 @@ def test_all_steps_are_found_and_all_tokens_counted():
     steps = [each.steps for each in seen]
     assert set(steps) == {WINDOW}
     assert sum(each.seconds for each in seen) == pytest.approx(last, rel=0.1)
-    assert sum(each.decoded_tokens for each in seen) == pytest.approx(
+    assert sum(size * steps for each in seen for size, steps in each.batches.items()) == pytest.approx(
         sum(stream.arrivals[-1][1] - 1 for stream in streams), rel=0.05
     )
 
@@ -100,7 +113,7 @@ def test_an_answer_in_pieces_of_several_tokens_is_as_many_steps():
     single = Stream(100, 0.0, [(0.1 * n, n) for n in range(1, 66)])
     pieces = Stream(100, 0.0, [(0.1 * n, n) for n in (1, *range(5, 66, 4))])
     (one, two), (three, four) = observations([single], 1), observations([pieces], 1)
-    assert (three.steps, three.decoded_tokens, three.context_tokens) == (32, 32, one.context_tokens)
+    assert (three.batches, three.context_tokens) == ({1: 32}, one.context_tokens)
     assert four.context_tokens == two.context_tokens == sum(range(132, 164))
     assert three.seconds == pytest.approx(one.seconds)
 
@@ -128,15 +141,45 @@ def test_a_noisy_machine_leaves_the_sum_of_a_load_right(seed):
         dataclasses.replace(each, seconds=each.seconds * source.uniform(0.75, 1.25)) for each in observed()
     ]
     it = fit(noisy)
-    assert sum(map(it.predict, noisy)) == pytest.approx(sum(each.seconds for each in noisy), rel=1e-3)
+    loaded = [each for each in noisy if each.clients]
+    assert sum(expected(it, each) for each in loaded) == pytest.approx(
+        sum(each.seconds for each in loaded), rel=1e-3
+    )
     assert 0.01 < it.errors[8].median < 0.25
     assert abs(it.errors[8].bias) < 0.1
 
 
 def test_no_coefficient_is_negative():
-    rows = [Observation(n, 16, 0, 16 * n, 1600, 0.5 - 0.016 * n) for n in (1, 2, 3, 4)] * 3
-    rows += [Observation(0, 1, p, 0, 0, 0.03) for p in (16, 32, 64)]
+    rows = [Observation(n, {n: 16}, 0, 1600, 0.5 - 0.016 * n) for n in (1, 2, 3, 4)] * 3
+    rows += [Observation(0, {0: 1}, p, 0, 0.03) for p in (16, 32, 64)]
     assert min(found(rows)) >= 0
+    assert min(seconds for _, seconds in fit(rows).decode_steps) > 0
+
+
+def test_batches_that_no_line_goes_through_are_found_each():
+    seen = observed()
+    seen = [
+        dataclasses.replace(
+            each,
+            seconds=each.seconds
+            + sum(
+                steps * (bent(size) - TRUE.a0 - TRUE.a2 * size)
+                for size, steps in each.batches.items()
+                if size
+            ),
+        )
+        for each in seen
+    ]
+    it = fit(seen)
+    assert [size for size, _ in it.decode_steps] == [1, 4, 8]
+    assert dict(it.decode_steps) == pytest.approx({size: bent(size) for size in (1, 4, 8)}, rel=0.06)
+    assert all(abs(error.bias) < 0.01 for clients, error in it.errors.items() if clients)
+
+
+def test_a_size_that_hardly_ran_is_no_point_of_its_own():
+    seen = [each for each in observed() if each.clients != 8]
+    seen.append(Observation(8, {4: 31, 8: 1}, 0, 3000, 0.7))
+    assert [size for size, _ in fit(seen).decode_steps] == [1, 4]
 
 
 def test_too_little_is_said_to_be_too_little():

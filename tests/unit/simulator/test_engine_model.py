@@ -1,5 +1,6 @@
 """The model of continuous batching: budgets, KV, preemption, order and time, step by step on a clock of the test's own."""
 
+import json
 import math
 import random
 from dataclasses import replace
@@ -30,6 +31,17 @@ def run(model, *, now=0.0, until=None, watch=None):
             watch(step)
         now = step.ends
     return now
+
+
+def test_a_batch_takes_what_batches_of_its_size_were_measured_to_take():
+    line = replace(UNIT, a1=0.01, a2=0.5, a3=0.001)
+    bent = replace(line, decode_steps=((2, 5.0), (4, 4.0)))
+    assert [bent.step_seconds(0, size, 0) for size in range(7)] == pytest.approx(
+        [1.0, 3.0, 5.0, 4.5, 4.0, 4.5, 5.0]
+    )
+    assert bent.step_seconds(100, 2, 50) == pytest.approx(6.05)
+    assert bent.scaled(2).step_seconds(100, 2, 50) == pytest.approx(3.025)
+    assert Profile.from_document(json.loads(json.dumps(bent.document()))) == bent
 
 
 def test_a_lone_sequence_gets_its_first_token_from_its_prompt_and_one_more_each_step():

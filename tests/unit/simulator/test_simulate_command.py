@@ -400,6 +400,18 @@ def test_a_profile_is_found_by_name_or_read_from_a_file(tmp_path):
             "kv_tokens=1.5 must be a whole number",
         ),
         ('{"name": "x", "a0": 0, "a1": 0, "a2": 0, "a3": 0}', "a0 must be above 0"),
+        (
+            '{"name": "x", "a0": 1, "a1": 0, "a2": 0, "a3": 0, "decode_steps": [[1, "2"]]}',
+            "decode_steps=[[1, '2']] must be a list of pairs [sequences, seconds]",
+        ),
+        (
+            '{"name": "x", "a0": 1, "a1": 0, "a2": 0, "a3": 0, "decode_steps": [[2, 0.1], [1, 0.1]]}',
+            "decode_steps must rise in sequences, which start at 1",
+        ),
+        (
+            '{"name": "x", "a0": 1, "a1": 0, "a2": 0, "a3": 0, "decode_steps": [[1, 0]]}',
+            "and have seconds above 0",
+        ),
         ('{"name": "x", "a0": NaN, "a1": 0, "a2": 0, "a3": 0}', "all finite"),
         ('{"name": "x", "a0": 1, "a1": 0, "a2": 0, "a3": Infinity}', "all finite"),
         (
