@@ -11,7 +11,7 @@ EXTRAS := operator sidecar simulator demo dev
 
 .PHONY: help
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: setup
 setup: $(VENV)/.ready ## Make .venv with the command `equipoise` and everything for development
@@ -81,8 +81,8 @@ requirements: setup ## Renew the hashed requirement files from pyproject.toml
 	done
 
 .PHONY: clean
-clean: ## Remove the virtual environment and what tools left
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist
+clean: ## Remove the virtual environment, what tools left, and the report of `make demo`
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist report
 
 .PHONY: clean-cache
 clean-cache: ## Remove built binaries, vLLM's environment and images from the cache
