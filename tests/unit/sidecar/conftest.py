@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from equipoise_api.sidecar_config import SidecarConfig, TenantConfig
+from equipoise_sidecar.accounting import TenantAccount
 from equipoise_sidecar.dispatcher import Dispatcher
 from equipoise_sidecar.facts import EndpointKind, Facts, Rejection
 from equipoise_sidecar.policy import Policy, compile_policy
@@ -77,6 +78,22 @@ class Line:
         rejection = self.try_to_send(tenant, **facts)
         assert isinstance(rejection, Rejection), rejection
         return rejection
+
+    def account(self, tenant: str = BLUE) -> TenantAccount:
+        return self.dispatcher.accounting[tenant]
+
+    def counter(self, tenant: str) -> float:
+        shares = self.dispatcher.scheduler.shares(asyncio.get_running_loop().time())
+        return next(share.counter for share in shares if share.tenant == tenant)
+
+    def assert_nothing_left(self) -> None:
+        dispatcher = self.dispatcher
+        assert list(dispatcher.tickets()) == []
+        assert (dispatcher.scheduler.queued, dispatcher.scheduler.in_flight) == (0, 0)
+        assert (dispatcher.admission.held_bytes, dispatcher.admission.reading) == (0, 0)
+        assert dispatcher.capacity.gate.sequences == 0
+        for _tenant, each in dispatcher.accounting.items():  # noqa: PERF102 - no dict
+            assert (each.queued, each.running) == (0, 0)
 
 
 @pytest.fixture
