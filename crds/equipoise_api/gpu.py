@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints
 
-from equipoise_api.model import ApiModel
+from equipoise_api.model import ApiModel, Known
 from equipoise_api.structural import rules
 
 ExporterUrl = Annotated[
@@ -54,26 +54,24 @@ class GpuState(ApiModel):
 
     exporter: str | None = None
     """As the operator said last."""
-    wanted: Literal["Auto", "Exporter", "Endpoint", "Off"] = "Auto"
-    """The policy's `gpu.dcgm`."""
     stale: bool = False
     """An exposition is to be read, and for `staleSeconds` nothing fresh of this pod was in it."""
-    problem: str = ""
+    problem: Annotated[str, StringConstraints(max_length=64, pattern=r"^([A-Za-z][A-Za-z0-9]*)?$")] = ""
     """Why the last try gave nothing, in one word: Unreachable, BadAnswer, NoRows, NoMatch or Frozen."""
     message: str = ""
     """The same for people."""
-    age_seconds: float | None = None
+    age_seconds: Known = None
     """Since the present values were first read; they may have been sampled up to half a minute before."""
     devices: int = 0
     """GPUs or MIG instances of the pod."""
-    utilisation: float | None = None
+    utilisation: Known = None
     """0 to 1, mean over the devices: the share of time in which anything ran on them."""
-    least_utilisation: float | None = None
+    least_utilisation: Known = None
     """0 to 1, of the device that does least."""
-    sm_active: float | None = None
-    tensor_active: float | None = None
-    dram_active: float | None = None
-    power_watts: float | None = None
+    sm_active: Known = None
+    tensor_active: Known = None
+    dram_active: Known = None
+    power_watts: Known = None
     """Sum over the devices; of a shared device the pod's part."""
     xid: int | None = None
     """Last XID error of any device; 0 is none."""

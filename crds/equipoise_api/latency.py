@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from typing import Annotated
+
+from pydantic import Field
 
 from equipoise_api.model import ApiModel
 
 GROWTH = 1.1
 """Ratio of neighbouring bucket limits: a quantile is at most 5 % off."""
 SMALLEST_SECONDS = 1e-4
+LAST = 400
+"""Index of the last bucket, which no duration of this world reaches."""
 
 
 class LatencyHistogram(ApiModel):
@@ -18,7 +23,7 @@ class LatencyHistogram(ApiModel):
     Sparse, so an idle tenant costs nothing on the wire. Immutable: `LatencyRecorder`s in the sidecar count, this is the copy.
     """
 
-    counts: dict[int, int] = {}
+    counts: dict[Annotated[int, Field(ge=0, le=LAST)], Annotated[int, Field(ge=0, le=2**40)]] = {}
     """Observations by bucket index."""
 
     @property
@@ -58,4 +63,5 @@ def merged(histograms: Iterable[LatencyHistogram]) -> LatencyHistogram:
     for histogram in histograms:
         for index, count in histogram.counts.items():
             counts[index] = counts.get(index, 0) + count
-    return LatencyHistogram(counts=counts)
+    # Not validated again: what a histogram of one peer may count is less than what all of them have.
+    return LatencyHistogram.model_construct(counts=counts)

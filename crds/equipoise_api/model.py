@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 from pydantic.alias_generators import to_camel
 
 
@@ -84,3 +85,14 @@ Weight = Annotated[int, Field(ge=1, le=10_000)]
 """Relative share of service."""
 RequestsPerMinute = Annotated[int, Field(ge=1, le=10_000_000)]
 Count = Annotated[int, Field(ge=0)]
+
+
+def _finite_or_none(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+Known = Annotated[
+    Annotated[float, Field(ge=-1e12, le=1e12)] | None,
+    BeforeValidator(_finite_or_none),
+]
+"""A figure that may be unknown; what is not finite is unknown."""

@@ -351,7 +351,7 @@ class FairnessPolicySpec(ApiModel):
     algorithm: Annotated[Algorithm, ALGORITHM_RULES] = Algorithm()
     """The scheduler and its parameters."""
     shadow: Annotated[list[Annotated[Algorithm, ALGORITHM_RULES]], Field(max_length=3), list_map("type")] = []
-    """Schedulers that see the same arrivals and decide nothing; the status says what they would have changed."""
+    """Schedulers that see the same arrivals and decide nothing; the status says what they would have changed. In mode Off none runs."""
     cost: Cost = Cost()
     """What tokens count for."""
     prediction: Prediction = Prediction()
@@ -372,17 +372,28 @@ class FairnessPolicySpec(ApiModel):
     """GPU telemetry."""
 
 
+class SidecarVersion(ApiModel):
+    """Sidecars of one software version."""
+
+    version: Annotated[str, StringConstraints(min_length=1, max_length=64)]
+    """As the sidecars say."""
+    sidecars: Count
+    """How many run it."""
+
+
 class SidecarCounts(ApiModel):
     """The selected pods' sidecars."""
 
     total: Count = 0
-    """Selected pods that run a sidecar."""
+    """Pods that the policy governs and whose sidecar runs."""
     ready: Count = 0
-    """Sidecars whose engine answers and that have a configuration."""
+    """Sidecars whose engine answers, that have a configuration and do not drain."""
     synced: Count = 0
     """Sidecars that hold the present revision."""
     outdated: Count = 0
     """Sidecars of another schema version than the operator's."""
+    versions: Annotated[list[SidecarVersion], Field(max_length=8), list_map("version")] = []
+    """Software versions of the sidecars that answer, the one that most run first; more than one in the middle of an upgrade."""
     synced_of_total: Annotated[str, StringConstraints(max_length=32)] = "0/0"
     """`synced/total`, for the column."""
 

@@ -142,7 +142,7 @@ class Usage(ApiModel):
 
 
 class Latency(ApiModel):
-    """Latencies over the last minutes, in milliseconds; what had no request is absent."""
+    """Latencies of the last minute's requests, in milliseconds; what had no request is absent."""
 
     wait_p50_milliseconds: Count | None = None
     """Median wait in the queue."""
@@ -153,7 +153,7 @@ class Latency(ApiModel):
     ttft_p99_milliseconds: Count | None = None
     """99th percentile of the time to first token."""
     slo_attainment_percent: Percent | None = None
-    """Requests that kept the tenant's SLO."""
+    """Percent of the requests with an SLO that kept it."""
 
 
 class TenantPolicyStatus(ApiModel):

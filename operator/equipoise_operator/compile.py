@@ -11,6 +11,7 @@ import ipaddress
 from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from equipoise_api import names
 from equipoise_api.policy import Algorithm, FairnessPolicy, FairnessPolicySpec, TrustedHeader
@@ -39,6 +40,13 @@ class Sources:
     hmac_keys: Sequence[HmacKey] = ()
 
 
+class Version(NamedTuple):
+    """One version of one object's spec."""
+
+    uid: str
+    generation: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Compiled:
     """A configuration, ready to be sent, and the findings of its making."""
@@ -50,6 +58,8 @@ class Compiled:
     """The digest of `body`."""
     tenants: Mapping[str, TenantConfig]
     """The configuration's tenants by id."""
+    made_from: Mapping[str, Version]
+    """Which version of each Tenant it was made from, by tenant id."""
     findings: tuple[Finding, ...] = ()
     """What is wrong with the policy."""
     identity_findings: Mapping[str, tuple[Finding, ...]]
@@ -116,7 +126,20 @@ def compile_policy(sources: Sources) -> Compiled:
         tenants=configs,
     )
     faults = {name: tuple(claim.findings) for name, claim in claims.items() if claim.findings}
-    return _packed(config, findings, faults, notes, _missing(sources))
+    made_from = {
+        names.tenant_id(tenant.metadata.namespace, tenant.metadata.name): Version(
+            tenant.metadata.uid, tenant.metadata.generation
+        )
+        for tenant in sources.tenants
+    }
+    return _packed(
+        config,
+        findings=findings,
+        faults=faults,
+        notes=notes,
+        made_from=made_from,
+        missing=_missing(sources),
+    )
 
 
 def _shadow(spec: FairnessPolicySpec) -> list[Algorithm]:
@@ -129,14 +152,16 @@ def _shadow(spec: FairnessPolicySpec) -> list[Algorithm]:
 
 def pass_through() -> Compiled:
     """Return what a pod that no policy selects gets."""
-    return _packed(PASS_THROUGH, (), {}, {})
+    return _packed(PASS_THROUGH, findings=(), faults={}, notes={}, made_from={})
 
 
 def _packed(
     config: SidecarConfig,
+    *,
     findings: Iterable[Finding],
     faults: Mapping[str, tuple[Finding, ...]],
     notes: Mapping[str, Finding],
+    made_from: Mapping[str, Version],
     missing: frozenset[Key] = frozenset(),
 ) -> Compiled:
     body = config.canonical()
@@ -145,6 +170,7 @@ def _packed(
         body=body,
         revision=hashlib.sha256(body).hexdigest(),
         tenants={tenant.id: tenant for tenant in config.tenants},
+        made_from=made_from,
         findings=tuple(findings),
         identity_findings=faults,
         notes=notes,

@@ -52,6 +52,8 @@ class Controller:
         self.namespaces: Workers[str] = Workers("place", self._place, expected=EXPECTED)
         self.placements: dict[str, Placement] = {}
         self._uids: dict[Key, str] = {}
+        self.problems: dict[Key, str] = {}
+        """Why a policy's newest version could not be compiled."""
         self.on_compiled: Callable[[Key, Compiled, float], None] | None = None
         """Told of every compile and its seconds."""
         self.on_forgotten: Callable[[Key], None] | None = None
@@ -120,6 +122,16 @@ class Controller:
             if stored.object is not None and self._serves(stored)
         ]
 
+    def unreadable(self) -> list[tuple[Key, FairnessPolicy]]:
+        """Return the outlines of this install's policies of which no version could ever be read."""
+        return [
+            (key, stored.outline)
+            for key, stored in self._store.policies.items()
+            if stored.object is None
+            and stored.outline is not None
+            and stored.outline.spec.class_name == self._class_name
+        ]
+
     def served_namespaces(self) -> frozenset[str]:
         """Return the namespaces with policies or sidecars of this install."""
         with_policies = {key[0] for key, _ in self.ours()}
@@ -134,12 +146,19 @@ class Controller:
             self._fleet.forget(former)
             del self._uids[key]
         if policy is None:
+            self.problems.pop(key, None)
             if self.on_forgotten is not None:
                 self.on_forgotten(key)
             self.policies.retire(key)
             return
         self._require()
-        keys = await hmac_keys.ensure(self._kube, self._store, policy, datetime.now(UTC))
+        try:
+            keys = await hmac_keys.ensure(self._kube, self._store, policy, datetime.now(UTC))
+        except ApiError as error:
+            if error.status:
+                self.problems[key] = str(error)
+            raise
+        self.problems.pop(key, None)
         namespace = policy.metadata.namespace if policy.spec.tenants.from_ == "Same" else None
         sources = Sources(
             policy=policy,
@@ -168,7 +187,7 @@ class Controller:
         pods = [pod for pod in self._store.pods.parsed(namespace) if self._is_ours(pod)]
         placement = place(policies, pods)
         governed = dict(placement.governed)
-        if any(stored.object is None for key, stored in self._store.policies.items() if key[0] == namespace):
+        if any(key[0] == namespace for key, _ in self.unreadable()):
             # Whom a policy that cannot be read selects is unknown, so its pods keep what they have.
             governed = {uid: policy for uid, policy in governed.items() if policy is not None}
         self.placements[namespace] = placement

@@ -7,6 +7,7 @@ empty patch): from then on the sidecar refuses its predecessor.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -27,9 +28,12 @@ POLL_SECONDS = 1.0
 LONGEST_BACKOFF = 1.0
 """A sidecar that starts is found within this."""
 REFUSED_SECONDS = 15.0
-"""Until a configuration that a sidecar refused is pushed to it again."""
+"""Until a configuration that a sidecar refused is pushed to it again. One that claims a newer one whatever our term has the
+Lease written anew, and all others pushed to, each time."""
 CONCURRENCY = 64
-"""Calls to sidecars at a time."""
+"""Calls at a time to sidecars that answer, and as many to those that did not: these wait for each other alone."""
+UNREACHED = frozenset({"Unreachable", "WrongPeer", "NoCertificate"})
+"""Reasons of errors before a sidecar has answered."""
 REMEMBERED = 2
 """Former configurations of a policy that a patch may be based on."""
 
@@ -66,6 +70,10 @@ class Member:
     wake: asyncio.Event = field(default_factory=asyncio.Event)
 
 
+def _silent(member: Member) -> bool:
+    return member.error is not None and member.error.reason in UNREACHED
+
+
 class Fleet:
     """The members, by pod uid."""
 
@@ -87,6 +95,7 @@ class Fleet:
         self._exporter_on = exporter_on
         self._random = random.Random(seed)  # noqa: S311 - jitter
         self._slots = asyncio.Semaphore(CONCURRENCY)
+        self._doubtful = asyncio.Semaphore(CONCURRENCY)
         self._members: dict[str, Member] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._configs: dict[str | None, Compiled] = {None: pass_through()}
@@ -170,7 +179,7 @@ class Fleet:
             member.wake.clear()
             delay = POLL_SECONDS
             try:
-                async with self._slots:
+                async with self._doubtful if _silent(member) else self._slots:
                     await self._exchange(member)
             except SidecarError as error:
                 if member.error is None or member.error.reason != error.reason:
@@ -181,6 +190,10 @@ class Fleet:
             except (NotLeadingError, LeadershipLostError, ApiError, ValueError) as error:
                 # Leading is over or in doubt, which the Lease's keeper decides.
                 log.warning("push-held-back", pod=member.pod.name, error=str(error))
+            except Exception:
+                # Nobody awaits this task: were it to end, nothing would configure the sidecar any more.
+                log.exception("sidecar", pod=member.pod.name)
+                member.error = SidecarError("Fault", "a fault of the operator's, which its log shows")
             else:
                 member.error, failures = None, 0
             try:
@@ -192,14 +205,29 @@ class Fleet:
     async def _exchange(self, member: Member) -> None:
         """Push if the sidecar is not known to hold what it should; then read how it is, and push if it is not so."""
         if member.held is None:
-            await self._read(member)
-        await self._push(member)
+            await self._look(member)
+        try:
+            await self._push(member)
+        except SidecarError:
+            # How it is counts though it does not take what it should hold.
+            with contextlib.suppress(SidecarError):
+                await self._read(member)
+            raise
         await self._read(member)
         await self._push(member)
         await self._point(member)
         want = self._configs.get(member.policy)
         if member.refused is not None and want is not None and member.refused.revision == want.revision:
             raise member.refused.error
+
+    async def _look(self, member: Member) -> None:
+        """Learn what a sidecar holds. One that does not say so plainly holds nothing that is known, and is pushed all."""
+        try:
+            await self._read(member)
+        except SidecarError as error:
+            if error.reason in UNREACHED:
+                raise
+            member.held = ""
 
     async def _read(self, member: Member) -> None:
         state = await self._client.state(member.pod)
@@ -226,7 +254,7 @@ class Fleet:
         try:
             result = await self._pusher.push(member.pod, want, self._known(member.policy, member.held or ""))
         except RefusedError as refusal:
-            if refusal.status in (413, 422):
+            if refusal.status in (409, 413, 422):
                 member.refused = _Refusal(want.revision, self._clock() + REFUSED_SECONDS, refusal)
             raise
         member.held, member.term = result.revision, result.epoch

@@ -12,7 +12,7 @@ from equipoise_api.conditions import ConditionStatus
 from equipoise_api.gpu import GpuState
 
 if TYPE_CHECKING:
-    from equipoise_operator.status import PolicyView, SidecarView
+    from equipoise_operator.views import PolicyView, SidecarView
 
 NAMED = 3
 GOES_ON = "scheduling goes on; Equinox' resource counter with throughput alone"

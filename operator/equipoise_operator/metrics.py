@@ -39,7 +39,7 @@ class Metrics:
         )
         self.failures = Counter(
             f"{PREFIX}_work_failures",
-            "Compiles and placements that failed and are tried again.",
+            "Compiles, placements and reports that failed and are tried again.",
             registry=self.registry,
         )
         self.pushes = Counter(

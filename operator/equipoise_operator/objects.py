@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+import contextlib
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Generic, TypeVar, cast
 
 from pydantic import ValidationError
 
@@ -80,6 +81,22 @@ class Stored(Generic[T]):
     labels: Mapping[str, str]
     error: str = ""
     """Why it could not be parsed, with the field's path."""
+    outline: T | None = None
+    """What could be parsed of one that could not: of a policy its class, of a Tenant each part of its spec; and the status."""
+
+    def after(self, before: Stored[T] | None) -> Stored[T]:
+        """Return this version, which could not be parsed, with the spec that is to be in force.
+
+        That is the one that could be parsed last: a field that this operator does not know must not undo a policy. Where
+        none is known a Tenant has what could be parsed, for without any its keys would be revoked.
+        """
+        outline = self.outline
+        if before is None or before.uid != self.uid or before.object is None:
+            return replace(self, object=outline) if isinstance(outline, Tenant) else self
+        kept = before.object
+        if isinstance(kept, Tenant | FairnessPolicy) and isinstance(outline, Tenant | FairnessPolicy):
+            return replace(self, object=cast("T", kept.model_copy(update={"status": outline.status})))
+        return replace(self, object=kept)
 
 
 def tenant(body: Mapping[str, Any]) -> Stored[Tenant]:
@@ -136,9 +153,24 @@ def _parsed(kind: type[Parsed], body: Mapping[str, Any]) -> Stored[Parsed]:
     try:
         return Stored(uid, version, kind.model_validate(dict(body)), labels)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        return Stored(uid, version, None, labels, f"{where}: {first['msg']}")
+        faults = [each for each in error.errors() if each["loc"][:1] != ("status",)]
+    if not faults:
+        # A newer operator wrote that status, and the spec is what decides.
+        return Stored(uid, version, kind.model_validate({**body, "status": {}}), labels)
+    where = ".".join(str(part) for part in faults[0]["loc"])
+    outline = _outline(kind, body, {str(each["loc"][1]) for each in faults if len(each["loc"]) > 1})
+    return Stored(uid, version, None, labels, f"{where}: {faults[0]['msg']}", outline)
+
+
+def _outline(kind: type[Parsed], body: Mapping[str, Any], faulty: Collection[str]) -> Parsed | None:
+    spec = body.get("spec")
+    sound = {part: spec[part] for part in spec if part not in faulty} if isinstance(spec, Mapping) else {}
+    if kind is FairnessPolicy:
+        sound = {"target": {"selector": {}}} | {part: sound[part] for part in ("className",) if part in sound}
+    for status in (body.get("status") or {}, {}):
+        with contextlib.suppress(ValidationError):
+            return kind.model_validate({"metadata": body["metadata"], "spec": sound, "status": status})
+    return None
 
 
 def _named(*lists: Any) -> Mapping[str, Any] | None:

@@ -43,7 +43,10 @@ class Pusher:
                 if refusal.status == 412 and base is not None:
                     base = None
                 elif refusal.status == 409 and refusal.problem.epoch is not None:
-                    await self._raise_above(refusal.problem.epoch)
+                    try:
+                        await self._raise_above(refusal.problem.epoch)
+                    except ValueError as lie:
+                        raise refusal from lie
                 else:
                     raise
         return await self._attempt(pod, want, base)

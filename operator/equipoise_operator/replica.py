@@ -26,7 +26,7 @@ from equipoise_operator.authority import AuthorityKeeper
 from equipoise_operator.ca_bundle import CaBundle
 from equipoise_operator.compile import Compiled
 from equipoise_operator.controller import Controller
-from equipoise_operator.events import Events
+from equipoise_operator.events import Events, Kind
 from equipoise_operator.exporters import Exporters
 from equipoise_operator.fleet import Fleet
 from equipoise_operator.issuer import Issuer
@@ -274,10 +274,12 @@ class Replica:
         self.metrics.events.labels("tenant").inc()
         self._controller.tenant_changed(change)
         self._reporter.mark(change.key)
+        self._forget_former("Tenant", change)
 
     def _policy_changed(self, change: Change[FairnessPolicy]) -> None:
         self.metrics.events.labels("policy").inc()
         self._controller.policy_changed(change)
+        self._forget_former("FairnessPolicy", change)
 
     def _pod_changed(self, change: Change[Pod]) -> None:
         self.metrics.events.labels("pod").inc()
@@ -286,6 +288,11 @@ class Replica:
     def _secret_changed(self, change: Change[Secret]) -> None:
         self.metrics.events.labels("secret").inc()
         self._controller.secret_changed(change)
+
+    def _forget_former(self, kind: Kind, change: Change[Any]) -> None:
+        former = change.before
+        if former is not None and (change.after is None or change.after.uid != former.uid):
+            self._reporter.gone(kind, change.key, former.uid)
 
     def _compiled(self, key: Key, compiled: Compiled, seconds: float) -> None:
         self.metrics.compiles.observe(seconds)
@@ -332,6 +339,7 @@ class Replica:
         self._writer.on_write = lambda kind, status: metrics.status_writes.labels(kind, str(status)).inc()
         self._issuer.on_answer = lambda status: metrics.certificates.labels(str(status)).inc()
         self._events.on_drop = metrics.events_dropped.inc
+        self._reporter.on_failure = metrics.failures.inc
         self._controller.policies.on_failure = metrics.failures.inc
         self._controller.namespaces.on_failure = metrics.failures.inc
         self._kube.on_answer = lambda method, resource, status, seconds: metrics.api_calls.labels(

@@ -10,18 +10,21 @@ import asyncio
 from collections.abc import Callable
 from datetime import UTC, datetime
 
+import structlog
+
 from equipoise_api.names import DEFAULT_TENANT, tenant_id
-from equipoise_api.policy import FairnessPolicy, FairnessPolicyStatus
-from equipoise_api.tenant import Metadata, Tenant, TenantSpec, TenantStatus
+from equipoise_api.policy import FairnessPolicy
 from equipoise_operator import shares
 from equipoise_operator.compile import Compiled, admits
 from equipoise_operator.controller import Controller
-from equipoise_operator.events import Subject
+from equipoise_operator.events import Kind, Subject
 from equipoise_operator.fleet import Fleet, Member
-from equipoise_operator.objects import Key, Stored
-from equipoise_operator.status import Admission, PolicyView, SidecarView, policy_status, tenant_status
+from equipoise_operator.objects import Key
+from equipoise_operator.policy_status import policy_status
 from equipoise_operator.status_writer import StatusWriter
 from equipoise_operator.store import Store
+from equipoise_operator.tenant_status import tenant_status
+from equipoise_operator.views import Admission, PolicyView, SidecarView
 
 PERIOD_SECONDS = 1.0
 FRESH_SECONDS = 10.0
@@ -30,6 +33,8 @@ SWEEP = 200
 """Tenants looked at in each period though nothing of theirs is known to have changed."""
 MOST = 1000
 """Tenants looked at in each period at all."""
+
+log = structlog.get_logger(__name__)
 
 
 class Reporter:
@@ -55,6 +60,7 @@ class Reporter:
         self._active: set[str] = set()
         self._compiled: dict[Key, Compiled] = {}
         self._sweep: list[Key] = []
+        self.on_failure: Callable[[], None] | None = None
 
     def mark(self, tenant: Key) -> None:
         """Have a tenant's status made."""
@@ -67,6 +73,10 @@ class Reporter:
         for name in _differing(former, compiled):
             self.mark(_key(name))
 
+    def gone(self, kind: Kind, key: Key, uid: str) -> None:
+        """Forget an object that is gone."""
+        self._writer.forget(Subject(kind, key, uid))
+
     def forgotten(self, policy: Key) -> None:
         """Have the statuses made of the tenants of a policy that is gone."""
         former = self._compiled.pop(policy, None)
@@ -74,9 +84,14 @@ class Reporter:
             self.mark(_key(name))
 
     async def run(self) -> None:
-        """Report for ever."""
+        """Report for ever. A fault of ours here is logged and counted, and holds up no push: that is another's work."""
         while True:
-            self.report()
+            try:
+                self.report()
+            except Exception:
+                log.exception("not-reported")
+                if self.on_failure is not None:
+                    self.on_failure()
             await asyncio.sleep(PERIOD_SECONDS)
 
     def report(self) -> None:
@@ -105,9 +120,9 @@ class Reporter:
         now: str,
     ) -> None:
         stored = self._store.tenants.get(key)
-        if stored is None:
+        if stored is None or stored.object is None:
             return
-        tenant = stored.object or _unreadable_tenant(key, stored)
+        tenant = stored.object
         name = tenant_id(*key)
         admissions = [
             Admission(view, rows[policy].get(name) or shares.Row())
@@ -118,19 +133,14 @@ class Reporter:
         self._writer.offer(Subject("Tenant", key, stored.uid), stored.version, tenant.status, status)
 
     def _report_unreadable_policies(self, now: str) -> None:
-        """Tell of policies of which no version could ever be read: nobody knows whose they are, but somebody must tell."""
-        for key, stored in self._store.policies.items():
-            if stored.object is None:
-                policy = FairnessPolicy.model_validate(
-                    {
-                        "metadata": {"namespace": key[0], "name": key[1], "uid": stored.uid},
-                        "spec": {"target": {"selector": {}}},
-                    }
-                )
-                status = policy_status(PolicyView(policy=policy, compiled=None, error=stored.error), now)
-                self._writer.offer(
-                    Subject("FairnessPolicy", key, stored.uid), stored.version, FairnessPolicyStatus(), status
-                )
+        """Tell of policies of which no version could ever be read."""
+        for key, policy in self._controller.unreadable():
+            stored = self._store.policies.get(key)
+            assert stored is not None
+            status = policy_status(PolicyView(policy=policy, compiled=None, error=stored.error), now)
+            self._writer.offer(
+                Subject("FairnessPolicy", key, stored.uid), stored.version, policy.status, status
+            )
 
     def _view(self, key: Key, policy: FairnessPolicy) -> PolicyView:
         uid = policy.metadata.uid
@@ -142,6 +152,7 @@ class Reporter:
             sidecars=[self._sidecar(member) for member in self._fleet.members(uid)],
             conflict=placement.conflicts.get(uid) if placement else None,
             error=stored.error if stored else "",
+            problem=self._controller.problems.get(key, ""),
             exporters_problem=self._exporters_problem(),
         )
 
@@ -186,6 +197,7 @@ def _differing(former: Compiled | None, present: Compiled) -> set[str]:
     for before, after in (
         (former.identity_findings, present.identity_findings),
         (former.notes, present.notes),
+        (former.made_from, present.made_from),
     ):
         names |= {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
     return names
@@ -194,11 +206,3 @@ def _differing(former: Compiled | None, present: Compiled) -> set[str]:
 def _key(name: str) -> Key:
     namespace, _, rest = name.partition("/")
     return namespace, rest
-
-
-def _unreadable_tenant(key: Key, stored: Stored[Tenant]) -> Tenant:
-    return Tenant(
-        metadata=Metadata(namespace=key[0], name=key[1], uid=stored.uid),
-        spec=TenantSpec(),
-        status=TenantStatus(),
-    )

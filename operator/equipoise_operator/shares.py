@@ -113,7 +113,7 @@ def fairness(states: Sequence[SidecarState], weights: Weights) -> Fairness:
     )
     index = jain([service[name] / (weights(name) or 1) for name in contending]) if contending else None
     return Fairness(
-        jain_permille=None if index is None else round(1000 * index),
+        jain_permille=_permille(index),
         largest_gap=None if closest is None else rounded(closest.largest_gap or 0.0),
         bound=None if closest is None or closest.bound is None else rounded(closest.bound),
     )
@@ -163,7 +163,7 @@ def _signed(value: float) -> int:
 
 
 def _permille(fraction: float | None) -> int | None:
-    return None if fraction is None else min(1000, max(0, round(1000 * fraction)))
+    return None if fraction is None else round(min(1000.0, max(0.0, 1000 * fraction)))
 
 
 def _usage(parts: Sequence[tuple[TenantState, float]]) -> Usage:
@@ -205,7 +205,7 @@ def _latency(tenants: Sequence[TenantState]) -> Latency:
         wait_p99_milliseconds=_milliseconds(wait, 0.99),
         ttft_p50_milliseconds=_milliseconds(ttft, 0.5),
         ttft_p99_milliseconds=_milliseconds(ttft, 0.99),
-        slo_attainment_percent=math.floor(100 * kept / total) if total else None,
+        slo_attainment_percent=min(100, max(0, math.floor(100 * kept / total))) if total > 0 else None,
     )
 
 
@@ -215,7 +215,7 @@ def _milliseconds(histogram: LatencyHistogram, q: float) -> int | None:
 
 
 def _percent(part: float, whole: float) -> int:
-    return min(100, max(0, round(100 * part / whole)))
+    return round(min(100.0, max(0.0, 100 * part / whole)))
 
 
 def _mean_percent(fractions: Iterable[float]) -> int | None:

@@ -28,6 +28,7 @@ RATE, BURST = 10.0, 10.0
 """Writes a second over all objects, and after quiet at once."""
 PLURAL = {"Tenant": names.TENANTS, "FairnessPolicy": names.FAIRNESS_POLICIES}
 RETRY_SECONDS = 2.0
+LONGEST_RETRY = 600.0
 
 S = TypeVar("S", TenantStatus, FairnessPolicyStatus)
 Status = TenantStatus | FairnessPolicyStatus
@@ -42,6 +43,14 @@ class Written:
     uid: str
     version: int
     status: Status
+
+
+@dataclass(frozen=True, slots=True)
+class HeldBack:
+    """What the API server refuses: it is the object's own fault, so that others need not wait for it."""
+
+    refusals: int
+    until: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +85,7 @@ class StatusWriter:
         self._arrivals = count()
         self._written: dict[Subject, Written] = {}
         self._written_at: dict[Subject, float] = {}
+        self._held_back: dict[Subject, HeldBack] = {}
         self._wake = asyncio.Event()
         self.on_write: Callable[[str, int], None] | None = None
         """Told of every write: kind, and the API server's status."""
@@ -95,7 +105,8 @@ class StatusWriter:
         status = status.model_copy(update={"conditions": transition(present.conditions, status.conditions)})
         if isinstance(status, TenantStatus) and isinstance(present, TenantStatus):
             status = status.model_copy(update={"policies": _kept_times(present, status)})
-        if status == present:
+        held_back = self._held_back.get(subject)
+        if status == present or (held_back is not None and self._clock() < held_back.until):
             self._pending.pop(subject, None)
             return
         flips = _statuses(present.conditions) != _statuses(status.conditions)
@@ -110,6 +121,7 @@ class StatusWriter:
         self._pending.pop(subject, None)
         self._written.pop(subject, None)
         self._written_at.pop(subject, None)
+        self._held_back.pop(subject, None)
 
     def _queue(self, subject: Subject, *, flips: bool) -> None:
         last = self._written_at.get(subject, float("-inf"))
@@ -152,14 +164,17 @@ class StatusWriter:
             answer = await self._kube.patch(where, body, JSON_PATCH)
         except ApiError as error:
             status = error.status
-            # 422: another uid, so a successor; or a status that the CRD does not take. The next offer tells.
             log.warning("status-not-written", object="/".join(subject.key), error=str(error))
-            if status not in (404, 422):
+            if status in (0, 401, 429) or status >= 500:
                 if subject not in self._pending:
                     self._pending[subject] = offer
                     self._queue(subject, flips=offer.flips)
                 await asyncio.sleep(RETRY_SECONDS)
+            else:
+                # 422 is another uid, so a successor, or a status that the CRD does not take; 403 a Role that is missing.
+                self._hold_back(subject)
         else:
+            self._held_back.pop(subject, None)
             version = int(answer["metadata"]["resourceVersion"])
             self._written[subject] = Written(subject.uid, version, offer.status)
             for condition in news(offer.old, offer.status.conditions):
@@ -167,6 +182,13 @@ class StatusWriter:
         self._written_at[subject] = self._clock()
         if self.on_write is not None:
             self.on_write(subject.kind, status)
+
+    def _hold_back(self, subject: Subject) -> None:
+        """Take no offer of this object for a while, longer after each refusal. What is offered then is written."""
+        before = self._held_back.get(subject)
+        refusals = before.refusals if before is not None else 0
+        pause = min(LONGEST_RETRY, RETRY_SECONDS * 2 ** min(refusals, 9))
+        self._held_back[subject] = HeldBack(refusals + 1, self._clock() + pause)
 
 
 def _statuses(conditions: list[Condition]) -> dict[str, tuple[str, str]]:

@@ -61,9 +61,8 @@ class Shelf(Generic[T]):
         before = self._objects.get(key)
         if before is not None and before.version >= stored.version:
             return None
-        if stored.object is None and before is not None and before.uid == stored.uid:
-            # What was understood last goes on: a field that this version does not know must not undo a policy.
-            stored = Stored(stored.uid, stored.version, before.object, stored.labels, stored.error)
+        if stored.object is None:
+            stored = stored.after(before)
         self._objects[key] = stored
         self._by_namespace.setdefault(key[0], set()).add(key[1])
         if before is not None and self._essence(before) == self._essence(stored):
@@ -92,7 +91,10 @@ class Shelf(Generic[T]):
 
 
 def _spec(stored: Stored[Tenant] | Stored[FairnessPolicy]) -> object:
-    return stored.uid, stored.object and stored.object.spec, stored.labels, stored.error
+    if stored.object is None:
+        return stored.uid, stored.labels, stored.error
+    # The generation, too: a status says which it is of, though the change be to a field that is not known here.
+    return stored.uid, stored.object.metadata.generation, stored.object.spec, stored.labels, stored.error
 
 
 def _whole(stored: Stored[Pod] | Stored[Secret]) -> object:

@@ -151,7 +151,6 @@ class GpuTelemetry:
         known = self.reading if self.is_fresh(now) else None
         return GpuState(
             exporter=self.exporter,
-            wanted=self.settings.dcgm,
             stale=self.is_stale(now),
             problem=self.problem,
             message=self.message,

@@ -71,11 +71,10 @@ class Reporter:
             software_version=version("equipoise"),
             pod_uid=self.pod_uid,
             incarnation=self.incarnation,
-            policy_uid=policy.config.policy.uid if policy.config.policy is not None else None,
+            policy=policy.config.policy,
             revision=policy.revision,
             epoch=held.epoch if held is not None else 0,
             sequence=held.sequence if held is not None else 0,
-            config_error=self.store.error,
             ready=not self.missing(),
             draining=dispatcher.draining,
             window_seconds=WINDOW_SECONDS,
@@ -92,7 +91,7 @@ class Reporter:
         signals = feedback.heard.signals if feedback.heard is not None else None
         return EngineState(
             reachable=dispatcher.availability.reachable is True and not feedback.is_silent(now),
-            signal_age_seconds=feedback.age(now),
+            signal_seen=feedback.heard is not None,
             signal_stale=feedback.is_stale(now),
             running=(signals.running or 0) if signals is not None else 0,
             waiting=(signals.waiting or 0) if signals is not None else 0,
@@ -106,7 +105,6 @@ class Reporter:
         dispatcher = self.dispatcher
         return LoadState(
             queued=dispatcher.scheduler.queued,
-            queued_bytes=dispatcher.admission.held_bytes,
             running=dispatcher.scheduler.in_flight,
             max_in_flight=dispatcher.capacity.max_in_flight,
             saturation=dispatcher.capacity.saturation(),

@@ -34,7 +34,7 @@ def busy(world, *, gap=100.0, met=True, slo_kept=8):
     histogram = {"counts": {str(bucket(0.4)): 100}}
     blue, green = f"{world.namespace}/blue", f"{world.namespace}/green"
     return {
-        "engine": {"reachable": True, "signalStale": False, "signalAgeSeconds": 1.0, "kvUsage": 0.5},
+        "engine": {"reachable": True, "signalStale": False, "signalSeen": True, "kvUsage": 0.5},
         "load": {"queued": 12, "running": 4, "maxInFlight": 8, "saturation": 0.5},
         "fairness": {"bounded": True, "bound": 1000.0, "largestGap": gap, "boundMet": met},
         "tenants": [
@@ -96,7 +96,14 @@ async def test_shares_usage_and_latency_of_both_sidecars_reach_the_status(runnin
     FairnessPolicyStatus.strictly(policy)
     assert policy["load"] == {"queued": 24, "running": 8, "saturationPercent": 50, "kvPercent": 50}
     assert policy["fairness"] == {"jainPermille": 1000, "largestGap": 100, "bound": 1000}
-    assert policy["sidecars"] == {"total": 2, "ready": 2, "synced": 2, "outdated": 0, "syncedOfTotal": "2/2"}
+    assert policy["sidecars"] == {
+        "total": 2,
+        "ready": 2,
+        "synced": 2,
+        "outdated": 0,
+        "versions": [{"version": "1.0.0", "sidecars": 2}],
+        "syncedOfTotal": "2/2",
+    }
     assert policy["tenants"] == 2
     await world.says("fairnesspolicy", "policy", "FairnessBoundMet", "True")
 

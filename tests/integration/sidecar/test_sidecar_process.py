@@ -52,7 +52,7 @@ class TestConfiguration:
         assert text.endswith("data: [DONE]\n\n")
         state = await sidecar.state()
         assert (state.revision, state.epoch, state.sequence) == (config.revision, 1, 1)
-        assert (state.policy_uid, state.pod_uid, state.ready) == ("policy-uid", POD_UID, True)
+        assert (state.policy.uid, state.pod_uid, state.ready) == ("policy-uid", POD_UID, True)
         assert state.engine.reachable
         assert state.engine.kv_tokens == 10_000
         (blue,) = [tenant for tenant in state.tenants if tenant.id == "team/blue"]
@@ -118,10 +118,10 @@ class TestConfiguration:
             assert (status, problem.get("field")) == (422, field), (body, problem)
         state = await sidecar.state()
         assert state.revision == config.revision
-        assert state.config_error is not None
+        assert "equipoise_config_refused 1.0" in (await sidecar.health("/metrics"))[1]
         assert (await sidecar.chat("blue"))[0] == 200
         await sidecar.put(config, 1, 3)
-        assert (await sidecar.state()).config_error is None
+        assert "equipoise_config_refused 0.0" in (await sidecar.health("/metrics"))[1]
 
     async def test_too_large_a_push_gets_413_before_it_is_sent(self, sidecar):
         tls = sidecar.authority.context(sidecar.directory, f"spiffe://{INSTALL}/operator")

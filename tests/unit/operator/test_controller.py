@@ -242,3 +242,29 @@ async def test_an_api_server_that_refuses_is_asked_again(world, api):
     await settle()
     assert len(failures) == 3
     assert len(world.fleet.configs) == 1
+
+
+async def test_a_policy_of_another_class_that_cannot_be_read_is_none_of_ours(world):
+    world.policy("theirs", mode="Sometimes", className="another")
+    world.pod("a")
+    world.controller.start()
+    await settle()
+    assert world.fleet.assigned["team"] == {"uid-team-a": None}
+    assert world.controller.unreadable() == []
+    world.policy("ours", mode="Sometimes")
+    assert [key for key, _ in world.controller.unreadable()] == [("team", "ours")]
+
+
+async def test_why_a_policy_cannot_be_compiled_is_known_until_it_is(world, api):
+    from equipoise_operator.kube import ApiError
+
+    api.fail_next = [ApiError(403, "Forbidden", "secrets")] * 8
+    world.policy()
+    world.controller.start()
+    await asyncio.sleep(1)
+    assert world.controller.problems == {("team", "policy"): "403 Forbidden: secrets"}
+    api.fail_next.clear()
+    for _ in range(4):
+        await settle()
+    assert world.controller.problems == {}
+    assert len(world.fleet.configs) == 1

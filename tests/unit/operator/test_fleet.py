@@ -24,6 +24,12 @@ class Network:
         self.incarnations = {}
         self.down = set()
         self.refusing = set()
+        self.broken = {}
+        """HTTP status that every push gets, by uid."""
+        self.garbled = set()
+        self.claims = set()
+        """Those that say they took a newer push."""
+        self.hung = set()
         self.pushes = []
         self.polls = 0
         self.in_flight = 0
@@ -34,7 +40,9 @@ class Network:
         self.in_flight += 1
         self.most = max(self.most, self.in_flight)
         try:
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(2.0 if pod.uid in self.hung else 0.01)
+            if pod.uid in self.hung:
+                raise SidecarError("Unreachable", "no answer in 2 s")
             if self.error is not None:
                 raise self.error
             if pod.uid in self.down:
@@ -45,6 +53,8 @@ class Network:
     async def state(self, pod):
         self.polls += 1
         await self.call(pod)
+        if pod.uid in self.garbled:
+            raise SidecarError("BadState", "state: tenants.0.service: Input should be a finite number")
         config = self.configs.get(pod.uid)
         pair = self.pairs.get(pod.uid, (0, 0))
         return SidecarState(
@@ -71,6 +81,10 @@ class Network:
 
     def take(self, pod, method, config, epoch, sequence):
         self.pushes.append((pod.uid, method, epoch, asyncio.get_running_loop().time()))
+        if pod.uid in self.claims:
+            raise RefusedError(409, Problem(message="newer", epoch=epoch, sequence=sequence + 1))
+        if pod.uid in self.broken:
+            raise RefusedError(self.broken[pod.uid], Problem(message="out of order"))
         if pod.uid in self.refusing:
             raise RefusedError(422, Problem(message="no", field="queue"))
         applied = self.configs.get(pod.uid) != config
@@ -294,3 +308,76 @@ async def test_one_that_does_not_lead_keeps_trying_and_breaks_nothing(make, flee
     network.error = None
     await asyncio.sleep(2)
     assert len(network.configs) == 1
+
+
+async def test_how_a_sidecar_is_goes_on_being_read_while_it_fails_at_every_push(make, fleet, network):
+    network.broken["uid-team-a"] = 500
+    fleet.configure(POLICY, make.compiled())
+    assign(fleet, [make.pod("a")])
+    await asyncio.sleep(30)
+    (member,) = fleet.members(POLICY)
+    assert (member.error.reason, member.error.status) == ("Refused", 500)
+    assert asyncio.get_running_loop().time() - member.state_at < 2
+    network.broken.clear()
+    await asyncio.sleep(2)
+    assert member.held == fleet.config(POLICY).revision
+    assert member.error is None
+
+
+async def test_a_sidecar_whose_state_makes_no_sense_is_configured_all_the_same(make, fleet, network):
+    network.garbled.add("uid-team-a")
+    fleet.configure(POLICY, make.compiled([make.tenant_body("blue")]))
+    assign(fleet, [make.pod("a")])
+    await asyncio.sleep(1)
+    assert network.configs["uid-team-a"] == fleet.config(POLICY).config
+    (member,) = fleet.members(POLICY)
+    assert member.error.reason == "BadState"
+    revoked = make.compiled()
+    fleet.configure(POLICY, revoked)
+    await asyncio.sleep(1)
+    assert network.configs["uid-team-a"] == revoked.config
+    assert len(network.pushes) == 2
+
+
+async def test_hundreds_that_hang_hold_up_none_that_answers(make, fleet, network):
+    fleet.configure(POLICY, make.compiled())
+    hung = [make.pod(f"hung-{number}") for number in range(300)]
+    network.hung = {pod.uid for pod in hung}
+    assign(fleet, [*hung, make.pod("a")])
+    await asyncio.sleep(30)
+    changed = make.compiled([make.tenant_body("blue")])
+    began = asyncio.get_running_loop().time()
+    fleet.configure(POLICY, changed)
+    await asyncio.sleep(1)
+    (push,) = [each for each in network.pushes if each[0] == "uid-team-a" and each[3] >= began]
+    assert push[3] - began < 0.2
+
+
+async def test_a_fault_of_ours_leaves_no_sidecar_alone(make, fleet, network):
+    fleet.configure(POLICY, make.compiled())
+    network.error = ZeroDivisionError("a defect")
+    assign(fleet, [make.pod("a")])
+    await asyncio.sleep(3)
+    (member,) = fleet.members(POLICY)
+    assert member.error.reason == "Fault"
+    network.error = None
+    await asyncio.sleep(2)
+    assert member.held == fleet.config(POLICY).revision
+
+
+async def test_one_that_claims_a_newer_push_whatever_our_term_is_not_asked_every_second(make, fleet, network):
+    raised = []
+
+    async def raise_above(epoch):
+        raised.append(epoch)
+        fleet.term = epoch + 1
+
+    fleet._pusher._raise_above = raise_above
+    network.claims.add("uid-team-a")
+    fleet.configure(POLICY, make.compiled())
+    assign(fleet, [make.pod("a"), make.pod("b")])
+    await asyncio.sleep(31)
+    assert 3 <= len(raised) <= 12
+    (member,) = [each for each in fleet.members(POLICY) if each.pod.name == "a"]
+    assert member.error.reason == "Outrun"
+    assert network.configs["uid-team-b"] == fleet.config(POLICY).config

@@ -3,8 +3,10 @@
 import pytest
 
 from equipoise_operator import shares
+from equipoise_operator.policy_status import policy_status
 from equipoise_operator.shares import Row
-from equipoise_operator.status import Admission, PolicyView, SidecarView, policy_status, tenant_status
+from equipoise_operator.tenant_status import tenant_status
+from equipoise_operator.views import Admission, PolicyView, SidecarView
 
 NOW = "2026-01-01T00:00:00Z"
 URL = "http://10.0.0.9:9400/metrics"

@@ -58,3 +58,22 @@ def test_a_secrets_entry_that_is_not_base64_is_missing(make):
     assert secret.value("good") == b"text"
     assert secret.value("bad") is None
     assert secret.value("absent") is None
+
+
+def test_a_status_that_cannot_be_read_spoils_no_spec(make):
+    """As a newer operator wrote it, before it was rolled back."""
+    body = make.policy_body(mode="Off") | {"status": {"shadow": [{"type": "FromTheFuture"}]}}
+    stored = objects.policy(body)
+    assert stored.error == ""
+    assert stored.object.spec.mode == "Off"
+    assert stored.object.status.shadow == []
+
+
+def test_of_an_object_that_cannot_be_read_class_and_status_are_known(make):
+    body = make.policy_body(mode="Sometimes", className="another") | {"status": {"tenants": 3}}
+    stored = objects.policy(body)
+    assert (stored.object, stored.error[:10]) == (None, "spec.mode:")
+    assert (stored.outline.spec.class_name, stored.outline.status.tenants) == ("another", 3)
+    worse = objects.policy(body | {"status": {"tenants": "many"}})
+    assert worse.error.startswith("spec.mode: ")
+    assert worse.outline.status.tenants == 0

@@ -51,6 +51,8 @@ class Terms:
         self.epoch = 3
 
     async def raise_above(self, epoch):
+        if epoch >= 2**30:
+            raise ValueError("no Lease counts so far")
         self.epoch = max(self.epoch, epoch + 1)
 
 
@@ -133,6 +135,14 @@ async def test_a_sidecar_that_always_answers_409_is_given_up_on(make, pusher, si
     with pytest.raises(RefusedError):
         await pusher.push(make.pod("p"), make.compiled(), None)
     assert len(sidecar.calls) == 4
+
+
+async def test_a_term_that_cannot_be_is_a_refusal_of_that_sidecar(make, pusher, sidecar):
+    sidecar.pair = (2**30, 1)
+    with pytest.raises(RefusedError) as refusal:
+        await pusher.push(make.pod("p"), make.compiled(), None)
+    assert refusal.value.reason == "Outrun"
+    assert len(sidecar.calls) == 1
 
 
 async def test_no_answer_is_raised_as_it_is(make, pusher, sidecar):

@@ -13,14 +13,26 @@ from equipoise_operator.sidecar_client import SidecarError
 from equipoise_operator.store import Store
 
 POLICY = ("team", "policy")
+CONDITION = {
+    "type": "Ready",
+    "status": "False",
+    "reason": "Invalid",
+    "lastTransitionTime": "2026-01-01T00:00:00Z",
+}
 
 
 class Offers:
     def __init__(self):
         self.made = {}
+        self.present = {}
+        self.forgotten = []
 
     def offer(self, subject, version, present, status):
         self.made[subject.key] = status
+        self.present[subject.key] = present
+
+    def forget(self, subject):
+        self.forgotten.append(subject.uid)
 
     def take(self):
         made, self.made = self.made, {}
@@ -42,7 +54,10 @@ class World:
             members=lambda _: self.members,
             exporter_of=lambda _: self.exporter,
         )
-        controller = SimpleNamespace(ours=self.ours, placements=self.placements)
+        self.problems = {}
+        controller = SimpleNamespace(
+            ours=self.ours, unreadable=self.unreadable, placements=self.placements, problems=self.problems
+        )
         self.reporter = Reporter(
             store=self.store,
             controller=controller,
@@ -55,16 +70,19 @@ class World:
     def ours(self):
         return [(key, stored.object) for key, stored in self.store.policies.items() if stored.object]
 
-    def put_policy(self, **spec):
-        self.version += 1
-        self.store.policies.put(
-            POLICY, objects.policy(self.make.policy_body(meta={"version": self.version}, **spec))
-        )
+    def unreadable(self):
+        return [(key, stored.outline) for key, stored in self.store.policies.items() if stored.object is None]
 
-    def put_tenants(self, *names, **spec):
+    def put_policy(self, *, status=None, **spec):
+        self.version += 1
+        body = self.make.policy_body(meta={"version": self.version}, **spec) | {"status": status or {}}
+        self.store.policies.put(POLICY, objects.policy(body))
+
+    def put_tenants(self, *names, status=None, meta=None, **spec):
         for name in names:
             self.version += 1
-            body = self.make.tenant_body(name, meta={"version": self.version}, **spec)
+            versioned = {"version": self.version} | (meta or {})
+            body = self.make.tenant_body(name, meta=versioned, **spec) | {"status": status or {}}
             self.store.tenants.put(("team", name), objects.tenant(body))
 
     def compile(self, *names, **more):
@@ -222,6 +240,60 @@ def test_objects_that_could_never_be_read_are_told_so(world):
     made = world.report()
     assert {c.type: c.reason for c in made[POLICY].conditions}["Accepted"] == "Invalid"
     assert {c.type: c.reason for c in made["team", "a"].conditions}["IdentityResolved"] == "Invalid"
+
+
+@pytest.mark.parametrize("known_before", [False, True])
+def test_what_is_said_of_one_that_cannot_be_read_is_said_once(world, known_before):
+    if known_before:
+        world.put_policy()
+        world.put_tenants("a")
+    told = {"conditions": [CONDITION], "observedGeneration": 1}
+    world.put_policy(mode="Sometimes", status=told)
+    world.put_tenants("a", weight=0, status=told)
+    world.reporter.mark(("team", "a"))
+    world.report()
+    for key in (POLICY, ("team", "a")):
+        (condition,) = world.offers.present[key].conditions
+        assert condition.reason == "Invalid", "what is there is what a new status is compared with"
+
+
+def test_a_policy_whose_compile_fails_says_so(world):
+    world.put_policy()
+    world.compile()
+    world.problems[POLICY] = "403 Forbidden: secrets"
+    conditions = {each.type: each for each in world.report()[POLICY].conditions}
+    assert conditions["Programmed"].reason == "NotCompiled"
+
+
+def test_a_new_generation_is_told_though_nothing_of_the_configuration_differs(world):
+    world.put_policy()
+    world.put_tenants("a")
+    world.compile("a")
+    world.quiet()
+    world.put_tenants("a", meta={"generation": 2})
+    world.compile("a", meta={"generation": 2})
+    assert world.report()["team", "a"].observed_generation == 2
+
+
+def test_of_what_is_gone_nothing_is_kept(world):
+    world.reporter.gone("Tenant", ("team", "a"), "uid-team-a")
+    assert world.offers.forgotten == ["uid-team-a"]
+
+
+@pytest.mark.looptime
+async def test_a_fault_in_a_report_ends_nothing_and_is_counted(world):
+    world.put_policy()
+    world.compile()
+    failures = []
+    world.reporter.on_failure = lambda: failures.append(1)
+    world.reporter._view = lambda *_: 1 / 0
+    task = asyncio.create_task(world.reporter.run())
+    await asyncio.sleep(2.5)
+    assert len(failures) == 3
+    del world.reporter._view
+    await asyncio.sleep(1)
+    assert POLICY in world.offers.made
+    task.cancel()
 
 
 def test_what_is_gone_is_not_told(world):

@@ -1,6 +1,7 @@
 """Calls to a sidecar over real mutual TLS: errors by kind, deadlines, and no body from one that does not lead."""
 
 import asyncio
+import gzip
 import ssl
 from datetime import UTC, datetime
 
@@ -11,6 +12,7 @@ from loopback import served
 from equipoise_api import names
 from equipoise_api.gpu import GpuExporter
 from equipoise_api.sidecar_config import ConfigPatch, ConfigPush, Problem, PushResult
+from equipoise_operator import sidecar_client
 from equipoise_operator.leader import NotLeadingError
 from equipoise_operator.pki import Authority, new_authority
 from equipoise_operator.sidecar_client import RefusedError, SidecarClient, SidecarError
@@ -25,6 +27,8 @@ class Peer:
         self.answer = web.json_response
         self.hang = False
         self.leading = True
+        self.headers = {}
+        self.stream = None
 
 
 @pytest.fixture
@@ -33,6 +37,9 @@ async def peer(make):
     authority = Authority(new_authority("equipoise", NOW))
 
     async def handle(request):
+        made.headers = request.headers
+        if made.stream is not None:
+            return await made.stream(request)
         made.bodies.append((request.method, await request.read()))
         if made.hang:
             await asyncio.sleep(60)
@@ -200,3 +207,68 @@ async def test_without_a_certificate_nobody_is_called(peer):
     with pytest.raises(SidecarError) as error:
         await client.state(peer.pod)
     assert error.value.reason == "NoCertificate"
+
+
+async def test_an_answer_without_end_is_cut_off(peer, monkeypatch):
+    monkeypatch.setattr(sidecar_client, "LARGEST_ANSWER", 2**20)
+    sent = 0
+
+    async def flood(request):
+        nonlocal sent
+        answer = web.StreamResponse()
+        await answer.prepare(request)
+        while sent < 2**26:
+            await answer.write(b" " * 2**16)
+            sent += 2**16
+        return answer
+
+    peer.stream = flood
+    with pytest.raises(SidecarError, match="more than 1048576 bytes") as error:
+        await peer.client.state(peer.pod)
+    assert error.value.reason == "BadAnswer"
+    assert sent < 2**25
+    peer.stream = None
+    peer.respond = lambda: web.json_response({})
+    await peer.client.state(peer.pod)
+
+
+async def test_a_compressed_answer_is_not_unpacked(peer):
+    """Of a few bytes it could make gigabytes."""
+    packed = gzip.compress(b'{"revision": "r"}')
+    peer.respond = lambda: web.Response(body=packed, headers={"Content-Encoding": "gzip"})
+    with pytest.raises(SidecarError) as error:
+        await peer.client.state(peer.pod)
+    assert error.value.reason == "BadState"
+    assert peer.headers["Accept-Encoding"] == "identity"
+
+
+async def test_a_refusal_of_many_words_is_cut_short(make, peer):
+    peer.respond = lambda: web.json_response(
+        Problem(message="x" * 10**6, field="y" * 10**6).document(), status=422
+    )
+    want = make.compiled()
+    with pytest.raises(RefusedError) as refusal:
+        await peer.client.put(peer.pod, want.body, want.revision, epoch=1, sequence=1)
+    assert len(str(refusal.value)) == sidecar_client.LONGEST_PROBLEM
+
+
+@pytest.mark.parametrize(
+    ("state", "where"),
+    [
+        ('{"tenants": [{"id": "team/a", "service": NaN}]}', "tenants.0.service"),
+        ('{"tenants": [{"id": "team/a", "demand": 1e999}]}', "tenants.0.demand"),
+        ('{"tenants": [{"id": "team/a", "weight": 0}]}', "tenants.0.weight"),
+        ('{"tenants": [{"id": "team/a", "queued": 99999999999999999999}]}', "tenants.0.queued"),
+        ('{"tenants": [{"id": "team/a", "rejected": {"": 1}}]}', "tenants.0.rejected"),
+        ('{"tenants": [{"id": "team/a", "ttft": {"counts": {"100000": 1}}}]}', "tenants.0.ttft.counts"),
+        ('{"windowSeconds": 0}', "windowSeconds"),
+        ('{"gpu": {"problem": "no word"}}', "gpu.problem"),
+        ("[" * 10_000, ""),
+    ],
+)
+async def test_a_state_that_makes_no_sense_is_refused_by_the_fields_name(peer, state, where):
+    peer.respond = lambda: web.Response(text=state)
+    with pytest.raises(SidecarError) as error:
+        await peer.client.state(peer.pod)
+    assert error.value.reason == "BadState"
+    assert str(error.value).startswith(f"state: {where}")

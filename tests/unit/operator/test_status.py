@@ -2,10 +2,13 @@
 
 import pytest
 
+from equipoise_api.sidecar_config import PASS_THROUGH
 from equipoise_api.tenant import Rejections, TenantStatus, Usage
 from equipoise_operator.findings import Finding, Reason
+from equipoise_operator.policy_status import policy_status
 from equipoise_operator.shares import Row
-from equipoise_operator.status import Admission, PolicyView, SidecarView, policy_status, tenant_status
+from equipoise_operator.tenant_status import tenant_status
+from equipoise_operator.views import Admission, PolicyView, SidecarView
 
 NOW = "2026-01-01T00:00:00Z"
 
@@ -85,13 +88,105 @@ class TestPolicy:
         assert conditions(status)["Accepted"] == ("False", "Invalid")
         assert "spec.mode" in message(status, "Accepted")
 
-    def test_stale_engine_metrics_are_told_with_the_pod(self, make):
+    @pytest.mark.parametrize(
+        ("engine", "reason", "words"),
+        [
+            ({"reachable": False, "signalSeen": False}, "EngineUnreachable", "does not answer at p-0"),
+            ({"reachable": True, "signalSeen": False}, "NoMetrics", "no metrics yet"),
+            ({"reachable": True, "signalSeen": True}, "Stale", "no fresh engine metrics"),
+        ],
+    )
+    def test_engine_metrics_that_are_not_fresh_are_told_with_the_pod_and_why(
+        self, make, engine, reason, words
+    ):
         compiled = make.compiled()
-        status = policy_status(
-            view(make, compiled, synced(make, compiled, engine={"signalStale": True})), NOW
-        )
-        assert conditions(status)["EngineSignalStale"] == ("True", "Stale")
+        stale = synced(make, compiled, engine={"signalStale": True} | engine)
+        status = policy_status(view(make, compiled, stale, synced(make, compiled, "p-1")), NOW)
+        assert conditions(status)["EngineSignalStale"] == ("True", reason)
+        assert words in message(status, "EngineSignalStale")
         assert "p-0" in message(status, "EngineSignalStale")
+        assert "p-1" not in message(status, "EngineSignalStale")
+
+    def test_of_several_reasons_the_gravest_is_the_conditions_and_all_are_told(self, make):
+        compiled = make.compiled()
+        late = {"signalStale": True, "reachable": True}
+        sidecars = [
+            synced(make, compiled, engine=late),
+            synced(make, compiled, "p-1", engine={"signalStale": True}),
+        ]
+        status = policy_status(view(make, compiled, *sidecars), NOW)
+        assert conditions(status)["EngineSignalStale"] == ("True", "EngineUnreachable")
+        assert "p-0" in message(status, "EngineSignalStale")
+
+    @pytest.mark.parametrize(
+        ("goes_by", "words"),
+        [
+            ({"uid": "uid-team-policy", "name": "policy", "generation": 1}, "p-1 (goes by generation 1): no"),
+            ({"uid": "other", "name": "old", "generation": 9}, "p-1 (goes by policy team/old): no"),
+            ({"uid": "uid-team-policy", "name": "policy", "generation": 2}, "p-1: no"),
+        ],
+    )
+    def test_of_a_sidecar_that_lacks_it_is_said_what_it_goes_by(self, make, goes_by, words):
+        policy = make.policy_body(meta={"generation": 2})
+        compiled = make.compiled(policy=policy)
+        state = make.state(policy={"namespace": "team", **goes_by}, revision="old")
+        lacking = SidecarView(pod="p-1", state=state, held="old", reason="Unreachable", message="no answer")
+        status = policy_status(view(make, compiled, lacking), NOW)
+        assert words in message(status, "Programmed")
+
+    def test_a_sidecar_that_still_lets_everything_pass_says_so(self, make):
+        state = make.state(revision=PASS_THROUGH.revision)
+        lacking = SidecarView(pod="p-1", state=state, held=PASS_THROUGH.revision)
+        status = policy_status(view(make, make.compiled(), lacking), NOW)
+        assert "p-1 (goes by no policy)" in message(status, "Programmed")
+
+    def test_the_fairness_of_a_sidecar_under_another_policy_is_not_this_ones(self, make):
+        compiled = make.compiled()
+        broken = {"bounded": True, "boundMet": False, "bound": 10.0, "largestGap": 50.0}
+        other = {"namespace": "team", "name": "old", "uid": "other", "generation": 1}
+        state = make.state(
+            policy=other, revision="old", fairness=broken, load={"queued": 7}, shadow=[{"algorithm": "VTC"}]
+        )
+        status = policy_status(view(make, compiled, SidecarView(pod="p-1", state=state, held="old")), NOW)
+        assert conditions(status)["FairnessBoundMet"] == ("Unknown", "NoBound")
+        assert (status.fairness.largest_gap, status.shadow) == (None, [])
+        assert status.load.queued == 7
+
+    def test_a_status_is_of_the_generation_that_was_compiled(self, make):
+        old = make.compiled(policy=make.policy_body(meta={"generation": 1}))
+        newer = make.policy(meta={"generation": 2})
+        status = policy_status(PolicyView(policy=newer, compiled=old, sidecars=[synced(make, old)]), NOW)
+        assert status.observed_generation == 1
+        assert {each.observed_generation for each in status.conditions} == {1}
+
+    def test_a_generation_that_cannot_be_compiled_is_not_programmed(self, make):
+        old = make.compiled(policy=make.policy_body(meta={"generation": 1}))
+        seen = PolicyView(
+            policy=make.policy(meta={"generation": 2}),
+            compiled=old,
+            sidecars=[synced(make, old)],
+            problem="403 Forbidden: secrets is forbidden",
+        )
+        status = policy_status(seen, NOW)
+        assert conditions(status)["Programmed"] == conditions(status)["Ready"] == ("False", "NotCompiled")
+        assert "secrets is forbidden" in message(status, "Programmed")
+        assert status.observed_generation == 2
+
+    def test_a_sidecar_that_holds_it_and_says_nothing_is_told(self, make):
+        compiled = make.compiled()
+        silent = SidecarView(pod="p-1", held=compiled.revision, reason="BadState", message="state: no number")
+        status = policy_status(view(make, compiled, synced(make, compiled), silent), NOW)
+        assert conditions(status)["Programmed"] == ("True", "Programmed")
+        assert message(status, "Programmed") == "figures are without p-1 (state: no number)"
+
+    def test_the_versions_that_run_are_counted(self, make):
+        compiled = make.compiled()
+        versions = ["1.1", "1.0", "1.1", ""]
+        sidecars = [
+            synced(make, compiled, f"p-{n}", softwareVersion=version) for n, version in enumerate(versions)
+        ]
+        counted = policy_status(view(make, compiled, *sidecars), NOW).sidecars.versions
+        assert [(each.version, each.sidecars) for each in counted] == [("1.1", 2), ("1.0", 1)]
 
     def test_a_broken_bound_is_told_with_the_pod(self, make):
         compiled = make.compiled()
@@ -177,6 +272,32 @@ class TestTenant:
             view = SidecarView(pod="p-0", held=held)
             status = tenant_status(make.tenant("blue"), [self.admission(make, compiled, view)], "", NOW)
             assert conditions(status)["Synced"] == ("True", "Synced")
+
+    def test_a_status_is_of_the_generation_that_every_policy_has_compiled(self, make):
+        def compiled(generation):
+            return make.compiled([make.tenant_body("blue", meta={"generation": generation})])
+
+        admissions = [
+            Admission(PolicyView(policy=make.policy(name), compiled=compiled(generation)), Row())
+            for name, generation in (("a", 3), ("b", 2))
+        ]
+        tenant = make.tenant("blue", meta={"generation": 3})
+        status = tenant_status(tenant, admissions, "", NOW)
+        assert status.observed_generation == 2
+        assert {each.observed_generation for each in status.conditions} == {2}
+
+    def test_a_tenant_that_is_not_compiled_yet_is_neither_resolved_nor_synced(self, make):
+        before = make.compiled([make.tenant_body("green")])
+        status = tenant_status(make.tenant("blue"), [self.admission(make, before)], "", NOW)
+        assert (
+            conditions(status)["Synced"] == conditions(status)["IdentityResolved"] == ("Unknown", "Pending")
+        )
+
+    def test_one_made_again_under_the_same_name_is_not_taken_for_its_predecessor(self, make):
+        compiled = make.compiled([make.tenant_body("blue", meta={"uid": "first"})])
+        again = make.tenant("blue", meta={"uid": "second"})
+        status = tenant_status(again, [self.admission(make, compiled, synced(make, compiled))], "", NOW)
+        assert conditions(status)["Synced"] == ("Unknown", "Pending")
 
     def test_a_bounded_weight_is_told(self, make):
         policy = make.policy_body(namespace="platform", tenants={"from": "All"})

@@ -210,3 +210,46 @@ async def test_a_flip_is_told_as_an_event_once(api, begin):
     (event,) = events
     assert (event["type"], event["reason"]) == ("Warning", "SecretNotFound")
     assert event["involvedObject"]["uid"] == "uid-blue"
+
+
+async def test_what_is_refused_for_some_holds_up_nobody_else(api, begin):
+    """As where the Role of one namespace is missing."""
+    writer = begin()
+    refused = {f"no{n}" for n in range(40)}
+    names = [f"t{n}" for n in range(40)]
+    put(api, *refused, *names)
+
+    async def judge(method, path):
+        if method == "PATCH" and path.split("/")[-2] in refused:
+            raise ApiError(403, "Forbidden", "tenants/status")
+
+    api.before_answer = judge
+    began = asyncio.get_running_loop().time()
+    while asyncio.get_running_loop().time() - began < 20:
+        for name in (*refused, *names):
+            writer.offer(subject(name), 1, TenantStatus(), status(1))
+        await asyncio.sleep(1)
+    assert set(names) <= set(writes(api))
+    assert all("status" in api.objects[where(name)] for name in names)
+    assert len(writes(api)) > 150, "the budget is used"
+
+
+async def test_what_is_refused_is_tried_ever_more_seldom_until_it_is_taken(api, begin):
+    writer = begin()
+    put(api, "blue")
+    refusing = True
+
+    async def judge(method, path):
+        if refusing:
+            raise ApiError(403, "Forbidden", "tenants/status")
+
+    api.before_answer = judge
+    for _ in range(1000):
+        writer.offer(subject("blue"), 1, TenantStatus(), status(1))
+        await asyncio.sleep(1)
+    assert 8 <= len(writes(api)) <= 11
+    refusing = False
+    for _ in range(601):
+        writer.offer(subject("blue"), 1, TenantStatus(), status(1))
+        await asyncio.sleep(1)
+    assert api.objects[where("blue")]["status"]["usage"]["queued"] == 1

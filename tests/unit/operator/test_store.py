@@ -116,3 +116,34 @@ def test_only_what_a_pod_is_to_its_sidecar_counts(store, make):
     assert store.pods.put(("team", "p"), objects.pod(later)) is None
     moved = make.pod_body("p", meta={"version": 3}, ip="10.9.9.9")
     assert store.pods.put(("team", "p"), objects.pod(moved)) is not None
+
+
+def test_a_version_that_cannot_be_read_brings_its_own_status(store, make):
+    put(store, make, 1, weight=3)
+    body = make.tenant_body("blue", meta={"version": 2, "uid": "u1"}, weight=0)
+    store.tenants.put(BLUE, objects.tenant(body | {"status": {"usage": {"queued": 7}}}))
+    held = store.tenants.get(BLUE).object
+    assert (held.spec.weight, held.status.usage.queued) == (3, 7)
+
+
+def test_a_new_generation_is_a_change_though_nothing_known_here_differs(store, make):
+    put(store, make, 1)
+    body = make.tenant_body("blue", meta={"version": 2, "uid": "u1", "generation": 2})
+    assert store.tenants.put(BLUE, objects.tenant(body)) is not None
+
+
+def test_a_tenant_of_which_no_version_could_be_read_whole_has_what_could(store, make):
+    """Its keys are not revoked by an operator that was restarted and does not know a limit."""
+    body = make.tenant_body("blue", secrets=["keys"], weight=3, limits={"maxInFlight": "many"})
+    store.tenants.put(BLUE, objects.tenant(body))
+    stored = store.tenants.get(BLUE)
+    assert stored.error.startswith("spec.limits.maxInFlight")
+    spec = stored.object.spec
+    assert (spec.weight, [source.secret_name for source in spec.identity.api_keys]) == (3, ["keys"])
+    assert spec.limits.max_in_flight is None
+    assert store.tenants.parsed() == [stored.object]
+
+
+def test_a_policy_of_which_no_version_could_be_read_is_not_made_up(store, make):
+    store.policies.put(("team", "policy"), objects.policy(make.policy_body(mode="Sometimes")))
+    assert store.policies.parsed() == []
