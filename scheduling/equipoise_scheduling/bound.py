@@ -24,8 +24,20 @@ is served at once, and then the reverse. With output charged token by token A is
 with output charged ahead P is about U and A one request's cost. Either way A + P is U and little more.
 
 R is how far the lift can lag: a tenant is lifted to the least counter of the backlogged, which falls when a refund
-arrives, and a request put back does not lift its tenant. R is the most by which anybody joined below the highest
-least counter seen before. Without refunds and requests put back R = 0.
+arrives, and a request put back does not lift its tenant. Then c_f(s-) <= c_g + R where g joined after s. R is the most by
+which anybody joined below the highest least counter seen before; without refunds and requests put back R = 0. It counts
+once: if f has no dispatch in the interval it gets u_f <= A + P at most; if it has, g was backlogged at the last of them,
+so R is in the other end of the range alone.
+
+A tenant whose c_f does not rest on a dispatch that is remembered (one that another scheduler or a former process served
+far beyond the others, or that waits for long because its weight is small) is ahead by what its counter says. R covers
+that too: when such a tenant joins, and when a generation of dispatches is forgotten.
+
+A refund that the lift has forestalled (see `Account`) takes p_f down and leaves c_f: q_f rises by l and S_f does not. The
+range holds for q_f + l as well from g's or f's last dispatch on, since what is in flight is delivered, refunded or so
+forestalled but once, and so the claim does.
+
+Where a weight changes w_f is the least that f had.
 
 E is how far above the least counter of the backlogged a scheduler may choose (0 for one that serves the least): the
 chain above becomes c_f(s-) <= c_g(s-) + E, each end of the range moves by E, and the bound is
@@ -39,24 +51,32 @@ charged on delivery and counting input as served at dispatch. That U holds where
 this one is measured, and holds under any gate.
 
 **Exactness.** U, A, P, R, E are exact up to estimates: output beyond its prediction, a prompt longer than estimated and
-an estimate taken back raise the past dispatches at which they were in flight. They cover the last one to two
-generations (`GENERATION` ticks each) and the requests still in flight. The gap is measured between ticks, over the
-intervals from about eight past ticks (1 to `MAX_AGE` ticks old) to this one, for all pairs at once (above 1,000
-backlogged tenants from some of them in turn): it can miss a gap that opens and closes between ticks and never invents
-one.
+an estimate taken back raise the past dispatches at which they were in flight. They cover the generations that are
+remembered (`generations.py`) and the requests still in flight. The gap is measured between ticks, over the intervals
+from about eight past ticks (1 to `MAX_AGE` ticks old) to this one, for all pairs at once (above 1,000 backlogged tenants
+from some of them in turn): it can miss a gap that opens and closes between ticks and never invents one.
 """
 
 import heapq
 import itertools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from equipoise_scheduling.books import Tenant
 from equipoise_scheduling.contract import Bound
+from equipoise_scheduling.generations import (
+    GENERATION,
+    NEVER,
+    NO_GAP,
+    Gap,
+    Lag,
+    RecentMaximum,
+    RisingMaximum,
+)
 
-GENERATION = 300
 MAX_AGE = 256
+"""Of the intervals compared, in ticks; at most a generation."""
 SEATS_A_LOOK = 8_000
 """Comparisons with landmarks that one look may cost; with more to do it takes the landmarks in turn."""
 SEATS_A_SECOND = 2_000
@@ -80,49 +100,8 @@ class Flight(Protocol):
         """Whose it is."""
 
 
-class RisingMaximum:
-    """Maximum over a tenant's dispatches when a later fact may raise all those since a given one.
-
-    A dispatch that is not above a later one never will be, since what raises it raises the later one too: only the
-    strictly falling values are kept. O(1) amortised a dispatch, O(kept) a raise.
-    """
-
-    __slots__ = ("_before", "_kept")
-
-    def __init__(self) -> None:
-        self._kept: list[tuple[int, float]] = []
-        self._before = 0.0
-
-    def add(self, instant: int, value: float) -> None:
-        """Record the value of dispatch number `instant`."""
-        kept = self._kept
-        while kept and kept[-1][1] <= value:
-            kept.pop()
-        kept.append((instant, value))
-
-    def raise_since(self, instant: int, amount: float) -> None:
-        """Add `amount` to the values of all dispatches from `instant` on."""
-        kept = self._kept
-        place = len(kept)
-        while place and kept[place - 1][0] >= instant:
-            place -= 1
-            kept[place] = (kept[place][0], kept[place][1] + amount)
-        if place == len(kept):
-            return
-        raised = kept[place:]
-        while place and kept[place - 1][1] <= raised[0][1]:
-            place -= 1
-        kept[place:] = raised
-
-    def age(self, oldest: int | None) -> None:
-        """Start a generation: forget the one before the last; only dispatches since `oldest` may still rise."""
-        self._before = self._kept[0][1] if self._kept else 0.0
-        self._kept = [] if oldest is None else [entry for entry in self._kept if entry[0] >= oldest]
-
-    @property
-    def value(self) -> float:
-        """The maximum over this generation and the last, 0 of nothing."""
-        return max(self._before, self._kept[0][1]) if self._kept else self._before
+def _maximum() -> RecentMaximum[float]:
+    return RecentMaximum(0.0)
 
 
 @dataclass(slots=True)
@@ -133,9 +112,13 @@ class Seat:
     since: int | None = None
     """The tick before which it became backlogged; None while it is not."""
     dispatches: int = 0
+    dispatched: int = NEVER
+    """The generation of its last dispatch."""
     service: float = 0.0
     undelivered: float = 0.0
     pending: float = 0.0
+    lightest: RecentMaximum[float] = field(default_factory=_maximum)
+    """1 over the weights that it had."""
     total: RisingMaximum = field(default_factory=RisingMaximum)
     """u after each dispatch."""
     charged: RisingMaximum = field(default_factory=RisingMaximum)
@@ -152,15 +135,6 @@ class Landmark:
     service: dict[str, float]
 
 
-@dataclass(frozen=True, slots=True)
-class Gap:
-    """The pair that came closest to its limit."""
-
-    excess: float
-    gap: float
-    limit: float
-
-
 class BoundWatch:
     """Keeps U, A, P, R and E as requests come and go, and compares the gaps between tenants with the bound at ticks."""
 
@@ -169,13 +143,11 @@ class BoundWatch:
         self._ticks = 0
         self._next_look = float("-inf")
         self._landmarks: list[Landmark] = []
-        self._reached = [float("-inf")] * 2
-        """Highest least counter in this generation and the last."""
-        self._lag = [0.0] * 2
-        """R of this generation and the last."""
-        self._slack = [0.0] * 2
-        """E of this generation and the last."""
-        self._closest: list[Gap | None] = [None, None]
+        self._lag = Lag()
+        self._slack = _maximum()
+        """E."""
+        self._closest = RecentMaximum(NO_GAP)
+        """The pair that came closest to its limit."""
         self._most_undelivered = self._most_arriving = self._most_charged = 0.0
         """U, A and P."""
 
@@ -183,19 +155,22 @@ class BoundWatch:
 
     def reached(self, least: float) -> None:
         """Note the least counter of the backlogged, over weight, at a dispatch or a lift."""
-        self._reached[0] = max(self._reached[0], least)
+        self._lag.reached(least)
 
     def strayed(self, slack: float) -> None:
         """Note how far above the least counter of the backlogged, over weight, the scheduler may choose or lift."""
-        self._slack[0] = max(self._slack[0], slack)
+        self._slack.note(slack)
 
-    def joined(self, name: str, weight: float, counter: float) -> None:
-        """Note that a tenant becomes backlogged with `counter`, after its lift."""
+    def joined(self, name: str, weight: float, counter: float, level: float | None) -> None:
+        """Note that a tenant becomes backlogged with `counter`, after its lift.
+
+        `level` is the least of those that are backlogged already, or what a lift takes to; None where there are none.
+        """
         seat = self._seat(name, weight)
         seat.since = self._ticks
-        highest = max(self._reached)
-        if highest > counter:
-            self._lag[0] = max(self._lag[0], highest - counter)
+        if not self._remembers(seat):
+            self._lag.stands(counter, level)
+        self._lag.joined(counter)
 
     def left(self, name: str) -> None:
         """Note that a tenant is no longer backlogged."""
@@ -205,6 +180,7 @@ class BoundWatch:
         """Note a request that goes into flight; its costs are set."""
         seat = self._seat(flight.tenant.name, flight.weight)
         seat.dispatches += 1
+        seat.dispatched = self._generation
         flight.instant = seat.dispatches
         before = seat.pending
         flight.undelivered = max(0.0, flight.expected - flight.delivered)
@@ -248,8 +224,8 @@ class BoundWatch:
         """Note service that a tenant had elsewhere: it came all at once, after the last dispatch."""
         seat = self._seat(name, weight)
         seat.service += cost / weight
-        seat.total.raise_since(seat.dispatches, cost)
-        seat.arriving.raise_since(seat.dispatches, cost)
+        seat.total.raise_last(cost)
+        seat.arriving.raise_last(cost)
         self._widen(seat)
 
     def _widen(self, seat: Seat) -> None:
@@ -262,23 +238,32 @@ class BoundWatch:
         seat = self._seats.get(name)
         if seat is None:
             seat = self._seats[name] = Seat(weight)
-        elif seat.weight != weight:
-            # What is in flight was charged at the old weight and may count for more than the new one says.
-            self._lag[0] = max(self._lag[0], 2 * seat.undelivered / min(weight, seat.weight))
-            seat.weight = weight
+        seat.weight = weight
+        seat.lightest.note(1 / weight)
         return seat
+
+    @property
+    def _generation(self) -> int:
+        return self._ticks // GENERATION
+
+    def _remembers(self, seat: Seat) -> bool:
+        """Say whether the seat's last dispatch will be remembered as long as this generation is compared."""
+        return seat.dispatched >= self._generation - 1
 
     # -- looking
 
-    def tick(self, now: float, flights: Iterable[Flight]) -> None:
-        """Compare gaps and bound. O(backlogged tenants), in looks spaced so that a second costs a fixed amount."""
+    def tick(self, now: float, flights: Iterable[Flight], counter: Callable[[str], float]) -> None:
+        """Compare gaps and bound. O(backlogged tenants), in looks spaced so that a second costs a fixed amount.
+
+        `counter` gives a tenant's counter over weight.
+        """
         if now < self._next_look:
             return
         self._ticks += 1
         backlogged = {name: seat for name, seat in self._seats.items() if seat.since is not None}
         self._next_look = now + max(1.0, len(backlogged) / SEATS_A_SECOND)
         if self._ticks % GENERATION == 0:
-            self._age(flights)
+            self._age(flights, {name: counter(name) for name in backlogged})
         if len(backlogged) > 1:
             self._look(backlogged)
         self._landmarks.append(
@@ -288,6 +273,7 @@ class BoundWatch:
 
     def _look(self, backlogged: dict[str, Seat]) -> None:
         reach, allowance = self.reach, self.allowance
+        margins = {name: reach * seat.lightest.value for name, seat in backlogged.items()}
         marks = self._landmarks
         at_once = max(1, SEATS_A_LOOK // len(backlogged))
         if len(marks) > at_once:
@@ -298,7 +284,7 @@ class BoundWatch:
             for name, then in mark.service.items():
                 seat = backlogged.get(name)
                 if seat is not None and seat.since is not None and seat.since < mark.tick:
-                    rows.append((seat.service - then, reach / seat.weight))
+                    rows.append((seat.service - then, margins[name]))
             if len(rows) < 2:
                 continue
             # Two of each: with unequal weights one tenant may be first at both ends, and a pair has two members.
@@ -307,36 +293,36 @@ class BoundWatch:
             for first, second in itertools.product(ahead, behind):
                 if first != second:
                     gap = rows[first][0] - rows[second][0]
-                    self._note(gap, rows[first][1] + rows[second][1] + allowance)
+                    limit = rows[first][1] + rows[second][1] + allowance
+                    self._closest.note(Gap.of(gap, limit))
 
-    def _note(self, gap: float, limit: float) -> None:
-        """Keep the pair that came closest to its limit."""
-        closest = self._closest[0]
-        if closest is None or gap - limit > closest.excess:
-            self._closest[0] = Gap(gap - limit, gap, limit)
-
-    def _age(self, flights: Iterable[Flight]) -> None:
+    def _age(self, flights: Iterable[Flight], backlogged: dict[str, float]) -> None:
+        """Start a generation; `backlogged` gives their counters."""
         oldest: dict[str, int] = {}
+        lightest: dict[str, float] = {}
         for flight in flights:
             name = flight.tenant.name
             oldest[name] = min(flight.instant, oldest.get(name, flight.instant))
+            lightest[name] = max(1 / flight.weight, lightest.get(name, 0.0))
+        self._most_undelivered = self._most_arriving = self._most_charged = 0.0
         for name, seat in list(self._seats.items()):
             first = oldest.get(name)
-            if first is None:
-                seat.undelivered = seat.pending = 0.0
-                if seat.since is None and not seat.dispatches:
-                    del self._seats[name]
-                    continue
-                seat.dispatches = 0
             for maximum in (seat.total, seat.charged, seat.arriving):
                 maximum.age(first)
-        self._most_undelivered = self._most_arriving = self._most_charged = 0.0
-        for seat in self._seats.values():
+            seat.lightest.age()
+            seat.lightest.note(max(1 / seat.weight, lightest.get(name, 0.0)))
             self._widen(seat)
-        self._reached = [float("-inf"), self._reached[0]]
-        self._lag = [0.0, self._lag[0]]
-        self._slack = [0.0, self._slack[0]]
-        self._closest = [None, self._closest[0]]
+            if first is None:
+                seat.undelivered = seat.pending = 0.0
+                if seat.since is None and not (seat.total.value or seat.charged.value):
+                    del self._seats[name]
+        self._lag.age()
+        self._slack.age()
+        self._closest.age()
+        least = min(backlogged.values(), default=0.0)
+        for name, counter in backlogged.items():
+            if not self._remembers(self._seats[name]):
+                self._lag.stands(counter, least)
 
     # -- figures
 
@@ -346,9 +332,19 @@ class BoundWatch:
         return self._most_arriving + self._most_charged
 
     @property
+    def lag(self) -> float:
+        """R."""
+        return self._lag.value
+
+    @property
+    def slack(self) -> float:
+        """E."""
+        return self._slack.value
+
+    @property
     def allowance(self) -> float:
         """R + 2E."""
-        return max(self._lag) + 2 * max(self._slack)
+        return self.lag + 2 * self.slack
 
     @property
     def undelivered(self) -> float:
@@ -360,16 +356,14 @@ class BoundWatch:
         return self.reach / f_weight + self.reach / g_weight + self.allowance
 
     def bound(self) -> Bound:
-        """Return the bound and the pair that came closest to it in this generation and the last. O(1) once two were."""
-        seen = [gap for gap in self._closest if gap is not None]
+        """Return the bound and the pair that came closest to it, of the generations remembered. O(1) once two were."""
+        closest = self._closest.value
         undelivered = self._most_undelivered
-        if not seen:
+        if closest is NO_GAP:
             least = sorted(seat.weight for seat in self._seats.values())[:2]
             limit = self.reach * sum(1 / weight for weight in least) + self.allowance
             return Bound(undelivered=undelivered, limit=limit, gap=0.0, met=True)
-        closest = max(seen, key=lambda gap: gap.excess)
-        met = closest.excess <= 1e-6 * closest.limit + 0.01
-        return Bound(undelivered=undelivered, limit=closest.limit, gap=closest.gap, met=met)
+        return Bound(undelivered=undelivered, limit=closest.limit, gap=closest.gap, met=closest.met)
 
 
 def _worth(tick: int) -> int:

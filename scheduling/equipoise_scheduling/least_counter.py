@@ -65,6 +65,11 @@ class LeastCounter(TenantScheduler, Generic[A]):
             return None
         return self._accounts[self._last_left].value
 
+    def _least_counter(self) -> float | None:
+        """Return the least counter of the backlogged, in cost units over weight; None where there are none."""
+        least = self.choice.least()
+        return None if least is None else self._accounts[least].value / self.unit
+
     @override
     def _left(self, tenant: Tenant) -> None:
         self._last_left = tenant.name

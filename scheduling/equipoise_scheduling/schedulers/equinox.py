@@ -176,11 +176,12 @@ class Equinox(LeastCounter[DualAccount]):
         if level is not None:
             account.lift(level)
             self.watch.reached(level / UNIT)
-        self.watch.joined(account.value / UNIT)
+        others = None if level is None or not len(self.choice) else level / UNIT
+        self.watch.joined(tenant.name, account.value / UNIT, others)
 
     @override
     def _returned(self, tenant: Tenant) -> None:
-        self.watch.joined(self._account(tenant.name).value / UNIT)
+        self.watch.joined(tenant.name, self._account(tenant.name).value / UNIT, self._least_counter())
 
     # -- predict, charge, settle
 
@@ -277,7 +278,7 @@ class Equinox(LeastCounter[DualAccount]):
     @override
     def tick(self, now: float) -> None:
         super().tick(now)
-        backlogged = [self._accounts[name].value / UNIT for name in self.choice]
+        backlogged = {name: self._accounts[name].value / UNIT for name in self.choice}
         self.watch.tick(backlogged, self.books.flights.values())
 
     @override
@@ -319,12 +320,6 @@ class Equinox(LeastCounter[DualAccount]):
         for name, service in history.items():
             self._account(name).add_both(units(service * scale, 1.0))
         self._guess_last_left(history)
-        self._watch_from_here()
-
-    def _watch_from_here(self) -> None:
-        """Expect tenants any distance apart, as a former scheduler or process may have left them."""
-        values = [account.value / UNIT for account in self._accounts.values()]
-        self.watch.reached(max(values, default=float("-inf")))
 
     @override
     def _state(self) -> dict[str, Any]:
@@ -351,4 +346,3 @@ class Equinox(LeastCounter[DualAccount]):
         self.mapper.restore(state.get("mapper"))
         self._accounts = {str(name): DualAccount(*row) for name, row in counters.items()}
         self._last_left = last_left
-        self._watch_from_here()

@@ -72,12 +72,13 @@ class VTC(LeastCounter[Account]):
         if level is not None:
             account.lift(level)
             self.watch.reached(level / SCALE)
-        self.watch.joined(tenant.name, tenant.settings.weight, account.value / SCALE)
+        others = None if level is None or not len(self.choice) else level / SCALE
+        self.watch.joined(tenant.name, tenant.settings.weight, account.value / SCALE, others)
 
     @override
     def _returned(self, tenant: Tenant) -> None:
-        account = self._account(tenant.name)
-        self.watch.joined(tenant.name, tenant.settings.weight, account.value / SCALE)
+        counter = self._account(tenant.name).value / SCALE
+        self.watch.joined(tenant.name, tenant.settings.weight, counter, self._least_counter())
 
     @override
     def _left(self, tenant: Tenant) -> None:
@@ -130,7 +131,7 @@ class VTC(LeastCounter[Account]):
     @override
     def tick(self, now: float) -> None:
         super().tick(now)
-        self.watch.tick(now, self.books.flights.values())
+        self.watch.tick(now, self.books.flights.values(), lambda name: self._accounts[name].value / SCALE)
 
     @override
     def bound(self, now: float) -> Bound | None:
@@ -155,11 +156,13 @@ class VTC(LeastCounter[Account]):
     @override
     def adopt(self, old: TenantScheduler, now: float) -> None:
         super().adopt(old, now)
-        # The former scheduler may have left tenants any distance apart: the bound holds from there on.
-        counters = {name: self._accounts[name].value / SCALE for name in self.choice}
+        # What another scheduler dispatched rests on no counter of ours: the tenants may be any distance apart.
+        serving = {flight.tenant.name for flight in self.books.flights.values()}
+        counters = {name: self._accounts[name].value / SCALE for name in {*self.choice, *serving}}
         self.watch.reached(max(counters.values(), default=float("-inf")))
-        for name, counter in counters.items():
-            self.watch.joined(name, self.books.tenants[name].settings.weight, counter)
+        for name in self.choice:
+            weight = self.books.tenants[name].settings.weight
+            self.watch.joined(name, weight, counters[name], None)
 
     @override
     def _state(self) -> dict[str, Any]:

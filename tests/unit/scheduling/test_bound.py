@@ -3,9 +3,10 @@
 import pytest
 from scheduling_harness import Client, World, drain, make_request
 
-from equipoise_scheduling.bound import GENERATION, MAX_AGE, BoundWatch, RisingMaximum, _worth
+from equipoise_scheduling.bound import MAX_AGE, BoundWatch, _worth
 from equipoise_scheduling.contract import TenantSettings
 from equipoise_scheduling.cost import LinearCost
+from equipoise_scheduling.generations import GENERATION, KEPT, RisingMaximum
 from equipoise_scheduling.prediction import PredictionSettings
 from equipoise_scheduling.request import Outcome, Usage
 from equipoise_scheduling.schedulers.fcfs import FCFS
@@ -45,11 +46,12 @@ class TestRisingMaximum:
                 maximum.raise_since(since, amount)
             assert maximum.value == max(plain)
 
-    def test_forgets_a_maximum_after_two_generations_unless_its_request_is_still_in_flight(self):
+    def test_forgets_a_maximum_with_its_generation_unless_its_request_is_still_in_flight(self):
         gone, still = RisingMaximum(), RisingMaximum()
         gone.add(1, 5.0)
         still.add(1, 5.0)
-        for _ in range(2):
+        for _ in range(KEPT):
+            assert gone.value == 5.0
             gone.age(None)
             still.age(1)
         assert gone.value == 0.0
@@ -153,7 +155,7 @@ def test_weights_enter_the_bound_of_the_closest_pair():
     bound = world.scheduler.bound(world.now)
     reach = world.scheduler.watch.reach
     assert bound.met
-    assert bound.limit <= reach / 1 + reach / 4 + max(world.scheduler.watch._lag)
+    assert bound.limit <= reach / 1 + reach / 4 + world.scheduler.watch.lag
 
 
 def test_refund_that_lets_a_newcomer_join_lower_widens_the_bound_by_as_much():
@@ -163,11 +165,11 @@ def test_refund_that_lets_a_newcomer_join_lower_widens_the_bound_by_as_much():
     first = scheduler.next(0.0, room)
     scheduler.next(0.0, room)  # now k's counter is 420, seen as 210 at this dispatch
     scheduler.settle(first, Usage(10, 0), Outcome.FINISHED, 0.0)  # a refund of 200: it falls to 220
-    assert max(scheduler.watch._lag) == 0
+    assert scheduler.watch.lag == 0
     second = next(f.request for f in scheduler.books.flights.values())
     scheduler.settle(second, Usage(0, 0), Outcome.FAILED, 0.0)  # falls to 10
     scheduler.enqueue(make_request("n", "newcomer"), 0.0)
-    assert max(scheduler.watch._lag) == pytest.approx(200)
+    assert scheduler.watch.lag == pytest.approx(200)
 
 
 def test_landmarks_thin_out_with_age_and_stay_few():
@@ -177,13 +179,13 @@ def test_landmarks_thin_out_with_age_and_stay_few():
     assert max(2_000 - tick for tick in kept) >= MAX_AGE / 2
 
 
-def test_watch_forgets_tenants_and_old_gaps_after_two_generations():
+def test_watch_forgets_tenants_and_old_gaps_with_their_generations():
     world = World(
         VTC(), [Client("a", 4, active=lambda now: now < 30), Client("b", 4, active=lambda now: now < 30)], 4
     )
     world.run(40)
     assert world.scheduler.bound(world.now).undelivered > 0
-    for tick in range(3 * GENERATION):
+    for tick in range(KEPT * GENERATION):
         world.scheduler.tick(world.now + tick)
     assert world.scheduler.bound(world.now).undelivered == 0
     assert not world.scheduler.watch._seats
@@ -194,14 +196,135 @@ def test_an_empty_watch_publishes_a_bound_of_nothing():
     assert (bound.undelivered, bound.limit, bound.gap, bound.met) == (0, 0, 0, True)
 
 
-def test_change_of_weight_with_requests_in_flight_widens_the_bound():
-    scheduler = VTC(tenants={"blue": TenantSettings(weight=1)})
-    for name in ("r1", "r2"):
-        scheduler.enqueue(make_request(name, prompt=10, max_tokens=45), 0.0)
-    scheduler.next(0.0, room)
-    scheduler.reconfigure(VTCSettings(), {"blue": TenantSettings(weight=10)}, 0.0)
-    scheduler.next(0.0, room)
-    assert max(scheduler.watch._lag) == 2 * 100
+class Prompts:
+    """Everything is prompt, of which a token costs 1; requests are served at once."""
+
+    def __init__(self, weights, scheduler=None):
+        tenants = {name: TenantSettings(weight=weight) for name, weight in weights.items()}
+        only_prompts = VTCSettings(cost=LinearCost(input=1, output=0), prediction=NO_PREDICTION)
+        self.scheduler = scheduler or VTC(only_prompts, tenants)
+        self.sent = 0
+
+    def send(self, tenant, prompt, count=1):
+        for _ in range(count):
+            self.sent += 1
+            request = make_request(f"{tenant}{self.sent}", tenant, prompt=prompt, max_tokens=1)
+            assert self.scheduler.enqueue(request, 0.0) is None
+
+    def go(self):
+        return self.scheduler.next(0.0, room)
+
+    def deliver(self, request):
+        self.scheduler.settle(request, Usage(request.prompt_tokens, 0), Outcome.FINISHED, 0.0)
+
+    def serve(self, count=1):
+        tenants = []
+        for _ in range(count):
+            request = self.go()
+            self.deliver(request)
+            tenants.append(request.tenant)
+        return tenants
+
+
+def test_change_of_weight_widens_the_bound_to_that_of_the_lighter_one():
+    world = Prompts({"f": 1, "g": 10})
+    world.send("f", 100, 3)
+    world.send("g", 10, 200)
+    scheduler = world.scheduler
+    scheduler.tick(0.0)
+    late = world.go()
+    assert late.tenant == "f"
+    assert set(world.serve(100)) == {"g"}
+    scheduler.tick(2.0)
+    world.deliver(late)  # 100 over a weight of 1, in the same interval as what follows
+    tenants = {"f": TenantSettings(weight=10), "g": TenantSettings(weight=10)}
+    scheduler.reconfigure(scheduler.books.settings, tenants, 2.0)
+    assert world.go().tenant == "f"
+    scheduler.tick(4.0)
+    bound = scheduler.bound(4.0)
+    assert (bound.gap, bound.limit, bound.met) == (100, 200 / 1 + 200 / 10, True)
+
+
+def test_weight_of_the_past_is_forgotten_with_its_generations():
+    world = Prompts({"f": 1, "g": 10})
+    scheduler = world.scheduler
+    for now in range(KEPT * GENERATION + 1):
+        if now == 2:
+            tenants = {"f": TenantSettings(weight=10), "g": TenantSettings(weight=10)}
+            scheduler.reconfigure(scheduler.books.settings, tenants, float(now))
+        world.send("f", 100)
+        world.send("g", 100)
+        world.serve(2)
+        scheduler.tick(float(now))
+    assert {seat.lightest.value for seat in scheduler.watch._seats.values()} == {1 / 10}
+
+
+def test_weight_of_a_request_that_stays_in_flight_is_not_forgotten():
+    world = Prompts({"f": 1})
+    scheduler = world.scheduler
+    world.send("f", 100)
+    world.go()
+    scheduler.reconfigure(scheduler.books.settings, {"f": TenantSettings(weight=10)}, 0.0)
+    world.send("f", 100)
+    for now in range((KEPT + 1) * GENERATION):
+        scheduler.tick(float(now))
+    assert scheduler.watch._seats["f"].lightest.value == 1
+
+
+def test_service_elsewhere_of_a_tenant_that_was_never_served_here_is_within_the_bound():
+    world = Prompts({"f": 1, "g": 1})
+    world.send("f", 100, 2)
+    world.send("g", 100, 2)
+    scheduler = world.scheduler
+    scheduler.tick(0.0)
+    scheduler.add_service("f", 700, 1.0)
+    scheduler.add_service("f", 300, 1.0)
+    scheduler.tick(2.0)
+    bound = scheduler.bound(2.0)
+    assert (bound.gap, bound.limit, bound.met) == (1000, 2000, True)
+
+
+def test_large_request_long_ago_explains_why_its_light_tenant_still_waits():
+    """Its weight is so small that its turn comes again only after its last dispatch is forgotten."""
+    world = Prompts({"light": 1, "heavy": 100})
+    scheduler = world.scheduler
+    world.send("heavy", 100, 2)
+    world.send("light", 3000)
+    world.send("light", 1)
+    assert world.serve(2) == ["heavy", "light"]
+    for now in range(2 * KEPT * GENERATION):
+        world.send("heavy", 100, 2)
+        assert world.serve() == ["heavy"]
+        scheduler.tick(float(now))
+        bound = scheduler.bound(float(now))
+        assert bound.met, f"after {now} s: {bound}"
+    assert bound.gap > 2 * scheduler.watch.reach
+
+
+def test_tenant_that_comes_back_far_ahead_waits_within_the_bound():
+    """A former process served it; nobody remembers the dispatches."""
+    world = Prompts({"ahead": 1, "behind": 1})
+    scheduler = world.scheduler
+    former = Prompts({})
+    former.send("ahead", 5000)
+    former.serve()
+    scheduler.restore(former.scheduler.snapshot())
+    scheduler._last_left = None
+    for now in range(KEPT * GENERATION + 200):
+        world.send("behind", 1, 2)
+        if now == KEPT * GENERATION:
+            world.send("ahead", 1)
+        assert world.serve() == ["behind"]
+        scheduler.tick(float(now))
+        assert scheduler.bound(float(now)).met
+    assert scheduler.watch.lag == 5000 - KEPT * GENERATION
+
+
+def test_without_anything_extraordinary_there_is_no_lag():
+    clients = [Client("light", 12), Client("aggressor", 60, prompt=90, output=50)]
+    world = World(VTC(VTCSettings(prediction=NO_PREDICTION)), clients, slots=8)
+    world.run(120)
+    assert world.scheduler.watch.lag == 0
 
 
 def test_with_very_many_backlogged_tenants_the_landmarks_are_compared_in_turn(monkeypatch):
