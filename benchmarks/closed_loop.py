@@ -5,8 +5,8 @@
 The loads have nothing of the calibration's: three tenants of different lengths and rhythms, open loop, less and more than the
 engine can serve. The same calls go through the simulator and, over HTTP, through a sidecar to the engine, under the same
 scheduler, gate and predictor. A virtual machine's speed drifts by ten percent from one minute to another, with nothing else
-on it; so all is done in rounds, the engine is calibrated (through a sidecar too) before each and after the last, and means
-are compared. The engine's core has one CPU to itself, as a GPU would be; front end, sidecar and clients share the others.
+on it; so all is done in rounds, the engine is calibrated (through a sidecar too) before each and after the last, every load
+is simulated at the speed of each calibration, and means are compared. The engine's core has one CPU to itself, as a GPU would be; front end, sidecar and clients share the others.
 `--stand-in` takes the stand-in engine in vLLM's place: what is left then is the error of the method.
 """
 
@@ -20,9 +20,10 @@ import random
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import reduce
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -200,7 +201,16 @@ def measured(load: Workload, answers: list[Answer], seconds: float) -> Figures:
     )
 
 
-def predicted(load: Workload, algorithm: AlgorithmType, profile: Profile) -> Figures:
+def predicted(load: Workload, algorithm: AlgorithmType, profile: Profile, speeds: Sequence[float]) -> Figures:
+    """Simulate the same calls at each of the speeds; return the means."""
+    runs = [simulated(load, algorithm, profile.scaled(speed)) for speed in speeds]
+    means = {
+        field.name: mean(getattr(run, field.name) for run in runs) for field in dataclasses.fields(Figures)
+    }
+    return Figures(**means)
+
+
+def simulated(load: Workload, algorithm: AlgorithmType, profile: Profile) -> Figures:
     """Simulate the same calls."""
     result = simulate(load, algorithm, gate="peak", profile=profile)
     ttft = summary([record.ttft for record in result.records if record.ttft is not None])
@@ -290,12 +300,13 @@ class Row:
         return simulated / real if real else math.inf
 
 
-def report(rows: list[Row], made: Calibration, facts: dict[str, str], name: str) -> str:
+def report(rows: list[Row], made: Calibration, speeds: list[float], facts: dict[str, str], name: str) -> str:
     """Write the comparison in Markdown."""
     errors = "; ".join(
         f"{f'{clients} requests at a time' if clients else 'a prompt alone'} {error.median:.1%} (sum {error.bias:+.1%})"
         for clients, error in made.fit.errors.items()
     )
+    drift = ", ".join(f"{speed:.2f}" for speed in speeds)
     offered = ", ".join(
         f"{name} asks for {times} times what the engine can serve" for name, times in LOADS.items()
     )
@@ -305,7 +316,7 @@ def report(rows: list[Row], made: Calibration, facts: dict[str, str], name: str)
         "",
         (
             f"{described(facts)} {name}, {SEQUENCES} sequences, {KV_TOKENS:,} tokens of KV cache. Calibrated: a step takes "
-            f"{made.profile.formula}. Median error of the fit for {WINDOW} steps: {errors}. The loads: {len(TENANTS)} tenants in {SECONDS:.0f} s, {offered}; {len(rows[0].real)} rounds, "
+            f"{made.profile.formula}. Median error of the fit for {WINDOW} steps: {errors}. Speed at each calibration, to all: {drift}. The loads: {len(TENANTS)} tenants in {SECONDS:.0f} s, {offered}; {len(rows[0].real)} rounds, "
             f"{requests:,} requests. Means over the rounds; behind the real ones, the least and the most."
         ),
         "",
@@ -378,11 +389,11 @@ def main() -> None:
         engine(Path(place), stand_in=arguments.stand_in) as url,
     ):
         folder = Path(place)
-        first = made = calibrated(url, folder, console)
+        calibrations = [calibrated(url, folder, console)]
         accounts = [Account(f"team/{name}") for name in TENANTS]
         headers = {name: account.headers for name, account in zip(TENANTS, accounts, strict=True)}
         for round_ in range(arguments.rounds):
-            loads = [workload(first.profile, name, arguments.seed + round_) for name in LOADS]
+            loads = [workload(calibrations[0].profile, name, arguments.seed + round_) for name in LOADS]
             for algorithm in schedulers:
                 config = configuration(accounts, algorithm, Capacity(max_in_flight=SEQUENCES))
                 for load in loads:
@@ -391,12 +402,15 @@ def main() -> None:
                     console.print(f"round {round_ + 1}, {algorithm}, {load.name}: {seen}")
                     rows[load.name, algorithm].real.append(seen)
                     replayed.append((load, algorithm))
-            made = made.joined(calibrated(url, folder, console))
+            calibrations.append(calibrated(url, folder, console))
+    made = reduce(Calibration.joined, calibrations)
+    speeds = [made.fit.speed(each.observations) for each in calibrations]
     for load, algorithm in replayed:
-        rows[load.name, algorithm].simulated.append(predicted(load, algorithm, made.profile))
+        rows[load.name, algorithm].simulated.append(predicted(load, algorithm, made.profile, speeds))
     text = report(
         list(rows.values()),
         made,
+        speeds,
         facts,
         "Stand-in engine" if arguments.stand_in else f"vLLM {VERSION} on the CPU",
     )
@@ -406,6 +420,7 @@ def main() -> None:
     (arguments.out / "closed_loop.md").write_text(text)
     document: dict[str, Any] = {
         "machine": facts,
+        "speeds": speeds,
         "profile": made.profile.document(),
         "runs": [dataclasses.asdict(row) for row in rows.values()],
     }

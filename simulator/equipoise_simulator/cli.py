@@ -50,14 +50,14 @@ def engine(
 
     import uvloop
 
-    from equipoise_simulator.profiles import profile_named
+    from equipoise_simulator.profiles import find_profile
     from equipoise_simulator.standin import DcgmPlace, Faults, Settings, StandIn
 
     async def serve() -> None:
         sizes = {"max_num_seqs": max_num_seqs, "max_model_len": max_model_len, "kv_tokens": kv_tokens}
         chosen: dict[str, Any] = {name: value for name, value in sizes.items() if value is not None}
         stand_in = StandIn(
-            profile=dataclasses.replace(profile_named(profile), **chosen),
+            profile=dataclasses.replace(find_profile(profile), **chosen),
             speed=speed,
             host=host,
             port=port,

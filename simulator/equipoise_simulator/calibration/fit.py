@@ -54,6 +54,18 @@ class Fit:
     disturbed: int
     """Observations that were left out."""
 
+    def expected(self, seen: Observation) -> float:
+        """Return the seconds that the costs give for it."""
+        sizes, seconds = zip(*self.decode_steps, strict=True)
+        decode = sum(steps * np.interp(size, sizes, seconds) for size, steps in seen.batches.items())
+        alone = 0.0 if seen.clients else self.a0 + self.latency - decode
+        return float(decode + alone + self.a1 * seen.prefill_tokens + self.a3 * seen.context_tokens)
+
+    def speed(self, observations: Sequence[Observation]) -> float:
+        """Return how many times as fast as by these costs the engine was under load."""
+        loaded = [seen for seen in observations if seen.clients]
+        return sum(map(self.expected, loaded)) / sum(seen.seconds for seen in loaded)
+
     @property
     def costs(self) -> dict[str, Any]:
         """What a `Profile` takes of it."""

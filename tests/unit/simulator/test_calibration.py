@@ -69,13 +69,6 @@ def bent(size):
     return {1: 0.02, 2: 0.025, 3: 0.024, 4: 0.021, 5: 0.026, 6: 0.026, 7: 0.026}.get(size, 0.027)
 
 
-def expected(it, seen):
-    """Seconds that a fit expects of an observation under load."""
-    profile = dataclasses.replace(TRUE, **it.costs)
-    decode = sum(steps * profile.step_seconds(0, size, 0) for size, steps in seen.batches.items())
-    return decode + it.a1 * seen.prefill_tokens + it.a3 * seen.context_tokens
-
-
 def found(seen):
     it = fit(seen)
     return (it.a0, it.a1, it.a2, it.a3, it.latency)
@@ -93,8 +86,7 @@ def test_tokens_that_come_late_hardly_move_what_a_load_is_expected_to_take():
     it = fit(seen)
     for clients in (1, 4, 8):
         exact = list(observations(loaded(clients, seed=clients), clients))
-        predicted = sum(expected(it, each) for each in exact)
-        assert predicted == pytest.approx(sum(each.seconds for each in exact), rel=0.02)
+        assert it.speed(exact) == pytest.approx(1.0, rel=0.02)
 
 
 def test_all_steps_are_found_and_all_tokens_counted():
@@ -141,10 +133,7 @@ def test_a_noisy_machine_leaves_the_sum_of_a_load_right(seed):
         dataclasses.replace(each, seconds=each.seconds * source.uniform(0.75, 1.25)) for each in observed()
     ]
     it = fit(noisy)
-    loaded = [each for each in noisy if each.clients]
-    assert sum(expected(it, each) for each in loaded) == pytest.approx(
-        sum(each.seconds for each in loaded), rel=1e-3
-    )
+    assert sum(map(it.expected, noisy)) == pytest.approx(sum(each.seconds for each in noisy), rel=1e-3)
     assert 0.01 < it.errors[8].median < 0.25
     assert abs(it.errors[8].bias) < 0.1
 
@@ -196,6 +185,7 @@ def test_two_calibrations_are_joined_by_what_they_observed():
     slow = [dataclasses.replace(each, seconds=each.seconds * 1.2) for each in seen]
     one, other = (Calibration(TRUE, fit(part), tuple(part)) for part in (fast, slow))
     both = one.joined(other)
+    assert (both.fit.speed(fast), both.fit.speed(slow)) == pytest.approx((1.25, 1 / 1.2), rel=0.03)
     assert both.profile.step_seconds(300, 8, 2000) == pytest.approx(TRUE.step_seconds(300, 8, 2000), rel=0.02)
     assert both.profile.kv_tokens == TRUE.kv_tokens
     assert len(both.observations) == 2 * len(seen)
