@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import structlog
@@ -26,6 +27,8 @@ class Snapshots:
         self._take = take
         self._file = directory / _FILE
         self._turn = asyncio.Lock()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="snapshots")
+        """One, so that a write that was called off ends before the next begins."""
         self._written: Snapshot | None = None
         self.write_errors = 0
         """Snapshots that could not be written."""
@@ -52,7 +55,7 @@ class Snapshots:
             if state == self._written:
                 return
             try:
-                await asyncio.to_thread(self._store, state)
+                await asyncio.get_running_loop().run_in_executor(self._thread, self._store, state)
             except OSError as error:
                 self.write_errors += 1
                 log.error("counters not written", file=str(self._file), error=str(error))  # noqa: TRY400

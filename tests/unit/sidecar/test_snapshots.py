@@ -1,6 +1,8 @@
 """Counters on disk: versioned, atomic, and a loss only when the disk is lost."""
 
+import asyncio
 import json
+import threading
 
 import pytest
 
@@ -43,6 +45,32 @@ async def test_a_failing_disk_is_counted_and_tried_again(tmp_path):
     directory.mkdir()
     await snapshots.write()
     assert json.loads((directory / "counters.json").read_text())["state"] == {"a": 1}
+
+
+async def test_two_writes_never_go_on_at_once_and_the_newest_stands(tmp_path, monkeypatch):
+    """A write that is called off by the end of the process goes on in its thread: the last one waits for it."""
+    state, inside, begun, go = {"count": 1}, [], threading.Event(), threading.Event()
+
+    def slow(path, data):
+        inside.append("in")
+        begun.set()
+        assert go.wait(5)
+        write_atomically(path, data)
+        inside.append("out")
+
+    monkeypatch.setattr("equipoise_sidecar.snapshots.write_atomically", slow)
+    snapshots = Snapshots(lambda: dict(state), tmp_path)
+    first = asyncio.create_task(snapshots.write())
+    await asyncio.to_thread(begun.wait, 5)
+    first.cancel()
+    await asyncio.wait({first})
+    state["count"] = 2
+    last = asyncio.create_task(snapshots.write())
+    await asyncio.sleep(0.05)
+    go.set()
+    await last
+    assert inside == ["in", "out", "in", "out"]
+    assert Snapshots(dict, tmp_path).read() == {"count": 2}
 
 
 def test_a_file_is_replaced_whole_and_for_its_owner_alone(tmp_path):
