@@ -1,6 +1,7 @@
 """What is remembered by names that clients make up: bounded, and no tenant can push out what is known of another.
 
-Beyond the limit the oldest entry of the tenant that has the most goes, so a tenant that floods the memory forgets its own.
+Beyond the limit the oldest entry of the tenant that has the most goes, of equals the oldest of all, so a tenant that floods the
+memory forgets its own.
 """
 
 from collections import OrderedDict
@@ -15,15 +16,19 @@ V = TypeVar("V")
 class ClientMemory(Generic[V]):
     """At most `most` values by (tenant, name, ...), in the order in which they were put. O(log tenants) a change."""
 
-    __slots__ = ("_largest", "_of_tenant", "_values", "most")
+    __slots__ = ("_largest", "_of_tenant", "_puts", "_values", "most")
 
     def __init__(self, most: int) -> None:
         self.most = most
         self._values: OrderedDict[tuple[str, ...], V] = OrderedDict()
-        self._of_tenant: dict[str, OrderedDict[tuple[str, ...], None]] = {}
-        self._largest: LeastKey[tuple[int, str]] = LeastKey(
-            lambda tenant: (-len(self._of_tenant[tenant]), tenant)
-        )
+        self._of_tenant: dict[str, OrderedDict[tuple[str, ...], int]] = {}
+        """Keys, and which of all puts each was."""
+        self._largest: LeastKey[tuple[int, int]] = LeastKey(self._size_and_age)
+        self._puts = 0
+
+    def _size_and_age(self, tenant: str) -> tuple[int, int]:
+        keys = self._of_tenant[tenant]
+        return (-len(keys), next(iter(keys.values())))
 
     def __len__(self) -> int:
         return len(self._values)
@@ -36,6 +41,10 @@ class ClientMemory(Generic[V]):
         """Return the value, None where nothing is remembered."""
         return self._values.get(key)
 
+    def items(self) -> Iterator[tuple[tuple[str, ...], V]]:
+        """Iterate over keys and values, the oldest first."""
+        yield from self._values.items()
+
     def oldest(self) -> tuple[tuple[str, ...], V] | None:
         """Return the entry that was put before all others."""
         return next(iter(self._values.items()), None)
@@ -44,7 +53,8 @@ class ClientMemory(Generic[V]):
         """Remember `value` as the newest."""
         self.pop(key)
         self._values[key] = value
-        self._of_tenant.setdefault(key[0], OrderedDict())[key] = None
+        self._of_tenant.setdefault(key[0], OrderedDict())[key] = self._puts
+        self._puts += 1
         self._largest.add(key[0])
         while len(self._values) > self.most:
             largest = self._largest.least()

@@ -5,10 +5,11 @@ call short prompts dense and then reserve many times too much for long ones.
 `/tokenize` costs 5 to 120 ms and is never on the path. Prompts that come as token ids are counted, not estimated.
 """
 
-from collections import OrderedDict, deque
+from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
 
+from equipoise_scheduling.client_memory import ClientMemory
 from equipoise_scheduling.plain import check_numbers
 
 PRIOR_RATIO = 1 / 3
@@ -18,16 +19,20 @@ PRIOR_UPPER = 1.5
 QUANTILE = 0.95
 SAMPLES = 64
 """Recent requests that the upper quantile is taken of."""
+SAVED_SAMPLES = 16
+"""Of these, the newest, go into a snapshot."""
 ENOUGH = 8
 """Requests after which a key's own figures are used."""
-KEYS = 8192
-"""Keys remembered, the least recently used forgotten first."""
+LINES = 2048
+"""Remembered by tenant, application and model. Beyond that the tenant with most of them forgets its longest unused:
+applications are names that clients make up."""
+MODELS = 256
+"""Remembered on the whole."""
 DECAY = 0.98
 """Weight of the past at each request: the line follows about the last 50."""
 LEAST_SPREAD = 0.05
 """Standard deviation of the texts' lengths, over their mean, from which an overhead can be told from the ratio."""
-
-Key = tuple[str, ...]
+SNAPSHOT_VERSION = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,62 +88,76 @@ class Line:
 
 
 class PromptEstimator:
-    """Estimates and learns in O(1), O(SAMPLES log SAMPLES) a learnt request.
+    """Estimates in O(1), learns in O(log tenants + SAMPLES log SAMPLES) a request.
 
     A key that has been seen fewer than `ENOUGH` times uses its model's figures, and a model that has been, the prior.
     """
 
     def __init__(self) -> None:
-        self._lines: OrderedDict[Key, Line] = OrderedDict()
+        self._lines: ClientMemory[Line] = ClientMemory(LINES)
+        """By tenant, application and model."""
+        self._models: ClientMemory[Line] = ClientMemory(MODELS)
+        """By model alone: what all tenants' requests taught."""
 
     def estimate(
         self, model: str, tenant: str, application: str, text_bytes: int, counted: int = 0
     ) -> PromptEstimate:
         """Estimate a prompt of `text_bytes` of text and `counted` tokens that are known (token ids, images)."""
-        line = self._known((model, tenant, application)) or self._known((model,)) or Line()
+        own = self._lines.get((tenant, application, model))
+        line = _known(own) or _known(self._models.get((model,))) or Line()
         if text_bytes == 0:
             return PromptEstimate(counted, counted)
         tokens = line.at(text_bytes)
         return PromptEstimate(counted + round(tokens), counted + -int(-tokens * line.upper // 1))
-
-    def _known(self, key: Key) -> Line | None:
-        line = self._lines.get(key)
-        return line if line is not None and line.seen >= ENOUGH else None
 
     def learn(self, key: tuple[str, str, str], text_bytes: int, counted: int, prompt_tokens: int) -> None:
         """Take in a request's exact prompt tokens; `key` is (model, tenant, application)."""
         tokens = prompt_tokens - counted
         if text_bytes <= 0 or tokens <= 0:
             return
-        for each in (key, key[:1]):
-            line = self._lines.get(each)
-            if line is None:
-                line = self._lines[each] = Line()
-                if len(self._lines) > KEYS:
-                    self._lines.popitem(last=False)
-            self._lines.move_to_end(each)
+        model, tenant, application = key
+        for memory, name in ((self._lines, (tenant, application, model)), (self._models, (model,))):
+            line = memory.get(name) or Line()
             line.learn(text_bytes, tokens)
+            memory.put(name, line)
 
     def snapshot(self) -> dict[str, Any]:
         """Return what was learnt, as plain data."""
-        lines = [[list(key), *_plain(line)] for key, line in self._lines.items()]
-        return {"version": 1, "lines": lines}
+        memories = (self._lines, self._models)
+        lines = [[list(key), *_plain(line)] for memory in memories for key, line in memory.items()]
+        return {"version": SNAPSHOT_VERSION, "lines": lines}
 
     def restore(self, data: dict[str, Any]) -> None:
         """Take over a snapshot. ValueError if it cannot be read."""
-        if not isinstance(data, dict) or data.get("version") != 1:
-            raise ValueError("snapshot of prompt estimates: version must be 1")
+        if not isinstance(data, dict) or data.get("version") != SNAPSHOT_VERSION:
+            raise ValueError(f"snapshot of prompt estimates: version must be {SNAPSHOT_VERSION}")
         check_numbers(data, "snapshot of prompt estimates")
+        fresh = PromptEstimator()
         try:
-            lines = {tuple(map(str, key)): _line(*values) for key, *values in data["lines"]}
+            for names, *values in data["lines"]:
+                key = _key(names)
+                memory = fresh._lines if len(key) > 1 else fresh._models
+                memory.put(key, _line(*values))
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"snapshot of prompt estimates cannot be read: {error!r}") from error
-        self._lines = OrderedDict(lines)
+        self._lines, self._models = fresh._lines, fresh._models
+
+
+def _known(line: Line | None) -> Line | None:
+    """Return a line that was seen often enough to go by."""
+    return line if line is not None and line.seen >= ENOUGH else None
 
 
 def _plain(line: Line) -> list[Any]:
     sums = [line.weight, line.text, line.tokens, line.squares, line.products, line.seen]
-    return [sums, list(map(list, line.recent)), [line.overhead, line.ratio, line.upper]]
+    recent = list(map(list, list(line.recent)[-SAVED_SAMPLES:]))
+    return [sums, recent, [line.overhead, line.ratio, line.upper]]
+
+
+def _key(names: Any) -> tuple[str, ...]:
+    if not isinstance(names, list) or len(names) not in (1, 3):
+        raise ValueError(f"{names!r} must be tenant, application and model, or a model")
+    return tuple(map(str, names))
 
 
 def _line(sums: list[Any], recent: list[tuple[int, int]], fitted: list[float]) -> Line:

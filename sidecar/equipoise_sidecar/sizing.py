@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from equipoise_api.tenant import SloTarget
+from equipoise_scheduling.client_memory import ClientMemory
 from equipoise_scheduling.plain import check_numbers
 from equipoise_scheduling.prompt_estimate import PromptEstimator
 from equipoise_scheduling.request import Request
@@ -13,6 +14,8 @@ from equipoise_sidecar.facts import EngineProfile, Facts
 IMAGE_TOKENS = 576.0
 """Tokens of an image where nothing is known: LLaVA 1.5's. Sounds and films are learnt with the same figure."""
 _IMAGE_LEARNING = 0.1
+MOST_IMAGE_MEANS = 1024
+"""Of tenants and models, and again of models alone."""
 CONTEXT_TOKENS = 8192
 """The model's context where the engine does not say."""
 
@@ -22,7 +25,10 @@ class Sizing:
 
     def __init__(self) -> None:
         self._text = PromptEstimator()
-        self._image_tokens: dict[str, float] = {}
+        self._images: ClientMemory[float] = ClientMemory(MOST_IMAGE_MEANS)
+        """Mean tokens of an image, by tenant and model."""
+        self._models: ClientMemory[float] = ClientMemory(MOST_IMAGE_MEANS)
+        """The same by model alone."""
 
     def request(
         self,
@@ -39,7 +45,7 @@ class Sizing:
 
         `slo`: what was agreed for it; `call`: its place in its interaction.
         """
-        counted = self._counted(facts)
+        counted = self._counted(tenant, facts)
         prompt = self._text.estimate(facts.model, tenant, facts.application, facts.text_bytes, counted)
         system = (prompt.tokens - counted) * facts.system_bytes // facts.text_bytes if facts.text_bytes else 0
         context = profile.max_model_len or CONTEXT_TOKENS
@@ -67,40 +73,50 @@ class Sizing:
 
     def learn(self, tenant: str, facts: Facts, prompt_tokens: int) -> None:
         """Take in a request's exact prompt tokens. What an image is worth is learnt from requests that have any."""
-        if facts.images:
-            known = facts.prompt_ids or 0
-            text = self._text.estimate(facts.model, tenant, facts.application, facts.text_bytes, known).tokens
-            each = max(0.0, (prompt_tokens - text) / facts.images)
-            mean = self._image_tokens.get(facts.model, each)
-            self._image_tokens[facts.model] = mean + _IMAGE_LEARNING * (each - mean)
-        else:
-            self._text.learn(
-                (facts.model, tenant, facts.application),
-                facts.text_bytes,
-                self._counted(facts),
-                prompt_tokens,
-            )
+        ids = facts.prompt_ids or 0
+        if not facts.images:
+            key = (facts.model, tenant, facts.application)
+            self._text.learn(key, facts.text_bytes, ids, prompt_tokens)
+            return
+        text = self._text.estimate(facts.model, tenant, facts.application, facts.text_bytes, ids).tokens
+        each = max(0.0, (prompt_tokens - text) / facts.images)
+        for memory, name in ((self._images, (tenant, facts.model)), (self._models, (facts.model,))):
+            mean = memory.get(name)
+            memory.put(name, each if mean is None else mean + _IMAGE_LEARNING * (each - mean))
 
-    def _counted(self, facts: Facts) -> int:
-        images = (
-            round(facts.images * self._image_tokens.get(facts.model, IMAGE_TOKENS)) if facts.images else 0
-        )
-        return (facts.prompt_ids or 0) + images
+    def _counted(self, tenant: str, facts: Facts) -> int:
+        ids = facts.prompt_ids or 0
+        if not facts.images:
+            return ids
+        each = self._images.get((tenant, facts.model))
+        if each is None:
+            each = self._models.get((facts.model,))
+        return ids + round(facts.images * (IMAGE_TOKENS if each is None else each))
 
     def snapshot(self) -> dict[str, Any]:
         """Return what was learnt, as plain data."""
-        return {"text": self._text.snapshot(), "images": dict(self._image_tokens)}
+        memories = (self._images, self._models)
+        images = [[*name, tokens] for memory in memories for name, tokens in memory.items()]
+        return {"text": self._text.snapshot(), "images": images}
 
     def restore(self, data: dict[str, Any]) -> None:
         """Take over a snapshot. ValueError if it cannot be read."""
         check_numbers(data)
-        images = data.get("images", {}) if isinstance(data, dict) else None
-        if not isinstance(images, dict) or not all(
-            isinstance(tokens, int | float) and tokens >= 0 for tokens in images.values()
-        ):
-            raise ValueError("snapshot: images must map models to numbers")
+        fresh = Sizing()
+        try:
+            for *name, tokens in data.get("images", []):
+                memory = {2: fresh._images, 1: fresh._models}[len(name)]
+                memory.put(tuple(map(str, name)), _not_negative(tokens))
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"snapshot: images cannot be read: {error!r}") from error
         self._text.restore(data.get("text", {}))
-        self._image_tokens = {str(model): float(tokens) for model, tokens in images.items()}
+        self._images, self._models = fresh._images, fresh._models
+
+
+def _not_negative(tokens: Any) -> float:
+    if not float(tokens) >= 0:
+        raise ValueError(f"{tokens} must not be negative")
+    return float(tokens)
 
 
 def _seconds(milliseconds: int | None) -> float | None:

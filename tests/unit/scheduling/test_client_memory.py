@@ -28,7 +28,7 @@ def test_beyond_the_limit_the_tenant_with_most_forgets_its_oldest():
         ("red", "9"),
     ]
     memory.put(("green", "0"), 0)
-    assert len([key for key in memory if key[0] == "blue"]) == 2, "of equals the first by name"
+    assert len([key for key in memory if key[0] == "blue"]) == 2, "of equals the one with the oldest"
     assert memory.get(("green", "0")) == 0
 
 
@@ -41,3 +41,12 @@ def test_a_value_put_again_is_the_newest():
     assert list(memory) == [("blue", "a"), ("blue", "c")]
     memory.clear()
     assert len(memory) == 0
+
+
+def test_of_many_tenants_with_one_entry_each_the_longest_unused_goes_whatever_its_name():
+    memory = ClientMemory(3)
+    for tenant in "dcb":
+        memory.put((tenant, ""), 1)
+    memory.put(("d", ""), 2)
+    memory.put(("a", ""), 1)
+    assert list(memory) == [("b", ""), ("d", ""), ("a", "")]

@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from equipoise_scheduling.prompt_estimate import ENOUGH, KEYS, PromptEstimator
+from equipoise_scheduling.prompt_estimate import ENOUGH, LINES, PromptEstimator
 
 KEY = ("llama", "blue", "chat")
 
@@ -63,7 +63,7 @@ def test_an_overhead_is_never_more_than_the_shortest_prompt():
     for _ in range(200):
         text = rng.randint(10, 4000)
         estimator.learn(KEY, text, 0, rng.randint(8, 60) if text < 1000 else 500)
-    assert estimator._lines[KEY].overhead <= 60
+    assert estimator._lines.get(("blue", "chat", "llama")).overhead <= 60
     assert estimator.estimate(*KEY, text_bytes=10).tokens <= 60
 
 
@@ -92,15 +92,17 @@ def test_what_has_no_text_or_makes_no_sense_teaches_nothing():
     estimator = PromptEstimator()
     estimator.learn(KEY, 0, 10, 10)
     estimator.learn(KEY, 100, 50, 40)
-    assert not estimator._lines
+    assert len(estimator._lines) == 0
 
 
-def test_least_recently_used_keys_are_forgotten():
+def test_no_more_lines_are_remembered_than_there_is_room_for_and_the_models_are_among_them():
     estimator = PromptEstimator()
-    for at in range(KEYS + 500):
+    for at in range(LINES + 500):
         estimator.learn(("llama", f"t{at}", ""), 100, 0, 30)
-    assert len(estimator._lines) == KEYS
-    assert ("llama",) in estimator._lines
+    assert len(estimator._lines) == LINES
+    for _ in range(ENOUGH):
+        estimator.learn(("llama", "t0", ""), 100, 0, 30)
+    assert estimator.estimate("llama", "nobody", "", text_bytes=100).tokens == 30
 
 
 def test_snapshot_survives_json():
@@ -112,7 +114,15 @@ def test_snapshot_survives_json():
 
 
 @pytest.mark.parametrize(
-    "data", [{}, {"version": 1}, {"version": 1, "lines": [[1]]}, {"version": 1, "lines": 3}]
+    "data",
+    [
+        {},
+        {"version": 1, "lines": []},
+        {"version": 2},
+        {"version": 2, "lines": [[1]]},
+        {"version": 2, "lines": [["llama"]]},
+        {"version": 2, "lines": 3},
+    ],
 )
 def test_snapshot_that_cannot_be_read_is_refused(data):
     with pytest.raises(ValueError, match="snapshot of prompt estimates"):

@@ -39,6 +39,16 @@ def test_what_an_image_is_worth_is_learnt_from_requests_that_have_one(facts):
     assert build(sizing, picture).prompt_tokens == 10 + 2 * 1000
 
 
+def test_a_tenants_pictures_are_its_own_and_those_of_others_stand_in_for_who_has_sent_none(facts):
+    sizing, picture = Sizing(), facts(prompt_ids=0, images=1)
+    sizing.learn("team/blue", picture, 1000)
+    for _ in range(100):
+        sizing.learn("team/red", picture, 20)
+    assert build(sizing, picture).prompt_tokens == 1000
+    other = sizing.request("team/green", picture, name="1", slo=None, profile=PROFILE, now=0.0)
+    assert other.prompt_tokens == pytest.approx(20, abs=1)
+
+
 def test_who_sets_no_limit_may_fill_the_context(facts):
     assert build(Sizing(), facts(max_tokens=None, prompt_ids=96)).max_tokens == 4000
     unknown = EngineProfile()
