@@ -24,7 +24,8 @@ def following(
 
     def words(state: Following) -> str:
         failed = f", {state.failed} failed" if state.failed else ""
-        return f"{min(state.seconds, 9_999):.0f} of {seconds:.0f} s of the trace, {state.sent - state.ended} under way{failed}"
+        sent = f"{state.seconds:.0f} of {seconds:.0f} s sent" if state.seconds < seconds else "all sent"
+        return f"{sent}, {state.sent - state.ended} under way{failed}"
 
     lines.step(f"{title} …")  # also ends what is live on the terminal: there can be only one
     if not console.is_terminal:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 HEADINGS = ("tenant", "asked", "entitled", "service", "kept, %", "GPU s")
 EXPLANATION = (
     "Asked, entitled (max-min fair) and service are weighted tokens a second (input 1, output 2) while the traffic lasted; "
-    "kept is the share of interactive requests whose promise was. Service, kept and GPU seconds are the sidecars' metrics; GPU utilisation and conditions the policy's status "
+    "kept is the share of interactive requests whose first token came as promised. Service, kept and GPU seconds are the sidecars' metrics; GPU utilisation and conditions the policy's status "
     "(of the last minute); times to first token are what clients saw."
 )
 SHOWN = 12

@@ -113,7 +113,6 @@ def _finish(story: Story, options: Options) -> None:
         story.console.print(story.to_try(), markup=False, highlight=False, soft_wrap=True)
         story.progress.step("All of it stays up until Ctrl-C.")
         signal.pause()
-    story.progress.step("Removing everything that the demo started")
     missing = [claim.text for claim in checked if claim.decides and not claim.held]
     if missing:
         doubts = f" Perhaps because: {'; '.join(story.notes)}." if story.notes else ""

@@ -111,7 +111,7 @@ class Stack:
         try:
             self._start()
         except BaseException:
-            self._cleanup.close()
+            self._remove()
             raise
         return self
 
@@ -119,6 +119,11 @@ class Stack:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """End and remove everything."""
+        self._remove()
+
+    def _remove(self) -> None:
+        if self.engines:
+            self._progress.step("Removing everything that the demo started")
         self._cleanup.close()
 
     # -- what the demo does with it

@@ -206,7 +206,7 @@ export KUBECONFIG={self.stack.cluster.kubeconfig} PATH={kubectl.parent}:$PATH
 Change algorithm:  kubectl -n {NAMESPACE} patch fairnesspolicy {POLICY} --type=merge --patch='{{"spec":{{"algorithm":{{"type":"DRR"}}}}}}'
 Change a weight:   kubectl -n {NAMESPACE} patch tenant {name} --type=merge --patch='{{"spec":{{"weight":4}}}}'
 Add a tenant:      sed s/{name}/blue/g manifests/demo/tenants.yaml | head -16 | kubectl apply -f - &&
-                   kubectl -n {NAMESPACE} get tenant blue,fairnesspolicy/{POLICY}
+                   kubectl -n {NAMESPACE} get tenant/blue fairnesspolicy/{POLICY}
 Ask with a key:    curl -si http://{host}:{DATA_PORT}/v1/chat/completions -H 'Authorization: Bearer {key}' -d '{body}'
 """
 

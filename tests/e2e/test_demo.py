@@ -48,6 +48,15 @@ def until(tmp_path, pattern, process, seconds=240):
     return found
 
 
+def to_try(text):
+    """What a kept demo says to type: the environment, and what each command is for."""
+    environment, rest = re.search(
+        r"^(export KUBECONFIG=.*)\n([^\0]*)^All of it stays up", text, re.MULTILINE
+    ).groups()
+    for what, command in re.findall(r"^(\S[^:]+): +(.+(?:(?<=&&)\n.+)?)$", rest, re.MULTILINE):
+        yield environment, what, command
+
+
 def relatives(ancestor):
     """Processes under a process, by what /proc says."""
     parents = {}
@@ -158,11 +167,26 @@ def test_a_demo_that_is_kept_answers_until_it_is_stopped_and_then_leaves_nothing
     assert (
         len(alive(children)) >= 10
     )  # etcd, API server, controller manager, operator, three engines, three sidecars
-    curl = re.search(r"curl .*", output_of(tmp_path))[0]
-    answer = subprocess.run(curl, shell=True, capture_output=True, text=True, timeout=30, check=True).stdout
+    answers = {
+        what: subprocess.run(
+            ["bash", "-ec", f"{environment}\n{command}"],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=True,
+        ).stdout
+        for environment, what, command in to_try(output_of(tmp_path))
+    }
+    assert answers.pop("Change algorithm").endswith("patched\n")
+    assert answers.pop("Change a weight").endswith("patched\n")
+    assert "tenant.equipoise.dev/blue created\n" in answers["Add a tenant"]
+    assert re.search(r"^fairnesspolicy\S+/fleet +DRR ", answers.pop("Add a tenant"), re.MULTILINE)
+    answer = answers.pop("Ask with a key")
     assert "HTTP/1.1 200" in answer
     assert '"chat.completion"' in answer
     assert "x-equipoise-tenant: demo/analytics" in answer.lower()
+    assert answers == {}
     os.kill(demo.pid, number)
     assert demo.wait(60) != 0
     assert gone(children) == set()
