@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import BaseModel
 
@@ -13,49 +13,70 @@ from equipoise_api.tenant import TenantSpec, TenantStatus
 
 _READY = ".status.conditions[?(@.type=='Ready')].status"
 
+
+class Column(NamedTuple):
+    """A column of `kubectl get`; a wide one is shown by `--output=wide` alone."""
+
+    name: str
+    type: str
+    path: str
+    description: str
+    wide: bool = False
+
+
 TENANT_COLUMNS = [
-    ("Weight", "integer", ".spec.weight", "Relative share"),
-    (
+    Column("Weight", "integer", ".spec.weight", "Relative share"),
+    Column(
         "Share%",
         "integer",
         ".status.share.actualPercent",
         "Percent of the service delivered in the last minute",
     ),
-    ("Fair%", "integer", ".status.share.entitledPercent", "Percent that weight and demand entitle to"),
-    ("Queued", "integer", ".status.usage.queued", "Requests that wait"),
-    ("Running", "integer", ".status.usage.running", "Requests in the engines"),
-    ("Tok/min", "integer", ".status.usage.tokensPerMinute", "Prompt and generated tokens of the last minute"),
-    (
+    Column("Fair%", "integer", ".status.share.entitledPercent", "Percent that weight and demand entitle to"),
+    Column("Queued", "integer", ".status.usage.queued", "Requests that wait"),
+    Column("Running", "integer", ".status.usage.running", "Requests in the engines"),
+    Column(
+        "Tok/min",
+        "integer",
+        ".status.usage.tokensPerMinute",
+        "Prompt and generated tokens of the last minute",
+    ),
+    Column(
         "TTFT-P99",
         "integer",
         ".status.latency.ttftP99Milliseconds",
         "99th percentile of the milliseconds to the first token",
     ),
-    (
+    Column(
         "SLO%",
         "integer",
         ".status.latency.sloAttainmentPercent",
         "Percent of the requests with an SLO that kept it",
     ),
-    ("Ready", "string", _READY, "Identity resolved and configuration synced"),
-    ("Age", "date", ".metadata.creationTimestamp", "Time since creation"),
+    Column("Ready", "string", _READY, "Identity resolved and configuration synced"),
+    Column("Age", "date", ".metadata.creationTimestamp", "Time since creation"),
 ]
 POLICY_COLUMNS = [
-    ("Algorithm", "string", ".spec.algorithm.type", "Scheduler"),
-    ("Mode", "string", ".spec.mode", "Enforce, Shadow or Off"),
-    (
+    Column("Algorithm", "string", ".spec.algorithm.type", "Scheduler"),
+    Column("Mode", "string", ".spec.mode", "Enforce, Shadow or Off"),
+    Column(
         "Sidecars",
         "string",
         ".status.sidecars.syncedOfTotal",
         "Sidecars that hold the present configuration, of all",
     ),
-    ("Tenants", "integer", ".status.tenants", "Tenants admitted"),
-    ("Queued", "integer", ".status.load.queued", "Requests that wait"),
-    ("Sat", "integer", ".status.load.saturationPercent", "Use of the room that the gates give, percent"),
-    ("GPU%", "integer", ".status.load.gpuPercent", "Percent of time in which the GPUs were busy"),
-    ("Jain", "integer", ".status.fairness.jainPermille", "Jain's index of the last minute, times 1000"),
-    ("Ready", "string", _READY, "Accepted and programmed"),
-    ("Age", "date", ".metadata.creationTimestamp", "Time since creation"),
+    Column("Tenants", "integer", ".status.tenants", "Tenants admitted"),
+    Column("Queued", "integer", ".status.load.queued", "Requests that wait"),
+    Column(
+        "Sat", "integer", ".status.load.saturationPercent", "Use of the room that the gates give, percent"
+    ),
+    Column("GPU%", "integer", ".status.load.gpuPercent", "Percent of time in which the GPUs were busy"),
+    Column("Jain", "integer", ".status.fairness.jainPermille", "Jain's index of the last minute, times 1000"),
+    Column("Ready", "string", _READY, "Accepted and programmed"),
+    Column("Age", "date", ".metadata.creationTimestamp", "Time since creation"),
+    Column(
+        "Versions", "string", ".status.sidecars.versionNames", "Software versions of the sidecars", wide=True
+    ),
 ]
 
 
@@ -93,7 +114,7 @@ def _crd(
     description: str,
     spec: type[BaseModel],
     status: type[BaseModel],
-    columns: list[tuple[str, str, str, str]],
+    columns: list[Column],
 ) -> dict[str, Any]:
     return {
         "apiVersion": "apiextensions.k8s.io/v1",
@@ -117,8 +138,14 @@ def _crd(
                     "storage": True,
                     "subresources": {"status": {}},
                     "additionalPrinterColumns": [
-                        {"name": name, "type": type_, "jsonPath": path, "description": text}
-                        for name, type_, path, text in columns
+                        {
+                            "name": column.name,
+                            "type": column.type,
+                            "jsonPath": column.path,
+                            "description": column.description,
+                            **({"priority": 1} if column.wide else {}),
+                        }
+                        for column in columns
                     ],
                     "schema": {
                         "openAPIV3Schema": {

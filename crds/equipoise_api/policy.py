@@ -396,6 +396,8 @@ class SidecarCounts(ApiModel):
     """Software versions of the sidecars that answer, the one that most run first; more than one in the middle of an upgrade."""
     synced_of_total: Annotated[str, StringConstraints(max_length=32)] = "0/0"
     """`synced/total`, for the column."""
+    version_names: Annotated[str, StringConstraints(max_length=600)] = ""
+    """The versions, the one that most run first, for the column."""
 
 
 class Load(ApiModel):

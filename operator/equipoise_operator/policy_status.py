@@ -25,6 +25,7 @@ def policy_status(view: PolicyView, now: str) -> FairnessPolicyStatus:
     revision = view.compiled.revision if view.compiled else None
     total = len(view.sidecars)
     synced = sum(1 for sidecar in view.sidecars if revision is not None and sidecar.held == revision)
+    versions = _versions(states)
     maker = Conditions(view.observed, now)
     accepted = _accepted(maker, view)
     programmed = _programmed(maker, view, synced)
@@ -45,8 +46,9 @@ def policy_status(view: PolicyView, now: str) -> FairnessPolicyStatus:
             ready=sum(1 for state in states if state.ready),
             synced=synced,
             outdated=sum(1 for state in states if state.schema_version != SCHEMA_VERSION),
-            versions=_versions(states),
+            versions=versions,
             synced_of_total=f"{synced}/{total}",
+            version_names=",".join(each.version for each in versions),
         ),
         load=shares.load(states),
         fairness=shares.fairness(own, view.weights()),

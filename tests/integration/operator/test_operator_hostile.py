@@ -1,7 +1,6 @@
 """Sidecars that answer nonsense or not at all, objects that change hands: nobody else is held up, and the status is true."""
 
 import asyncio
-import json
 import time
 
 import pytest
@@ -159,5 +158,5 @@ async def test_the_versions_that_sidecars_run_are_shown(running):
     await eventually(both, also=world.tails)
     wide = await world.kubectl("get", "fairnesspolicies", "--output=wide")
     header, row = wide.splitlines()
-    assert "VERSIONS" in header.split()
-    assert json.loads(row.split()[header.split().index("VERSIONS")].replace("'", '"')) == ["0.9.0", "1.0.0"]
+    assert header.split()[-1] == "VERSIONS"
+    assert row.split()[-1] == "0.9.0,1.0.0"

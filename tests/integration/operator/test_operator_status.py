@@ -103,6 +103,7 @@ async def test_shares_usage_and_latency_of_both_sidecars_reach_the_status(runnin
         "outdated": 0,
         "versions": [{"version": "1.0.0", "sidecars": 2}],
         "syncedOfTotal": "2/2",
+        "versionNames": "1.0.0",
     }
     assert policy["tenants"] == 2
     await world.says("fairnesspolicy", "policy", "FairnessBoundMet", "True")

@@ -185,8 +185,9 @@ class TestPolicy:
         sidecars = [
             synced(make, compiled, f"p-{n}", softwareVersion=version) for n, version in enumerate(versions)
         ]
-        counted = policy_status(view(make, compiled, *sidecars), NOW).sidecars.versions
-        assert [(each.version, each.sidecars) for each in counted] == [("1.1", 2), ("1.0", 1)]
+        counts = policy_status(view(make, compiled, *sidecars), NOW).sidecars
+        assert [(each.version, each.sidecars) for each in counts.versions] == [("1.1", 2), ("1.0", 1)]
+        assert counts.version_names == "1.1,1.0"
 
     def test_a_broken_bound_is_told_with_the_pod(self, make):
         compiled = make.compiled()
