@@ -14,7 +14,12 @@ from typing import Any
 
 import msgspec
 
+MOST_VALUES = 1_000_000
+"""In a body: token ids, strings, whatever has a place in a list. No context has as many tokens."""
+MOST_LISTS = 200_000
+"""Lists and objects in a body. Decoded, one takes up to a hundred bytes and holds the event loop for up to a microsecond."""
 _BOM = b"\xef\xbb\xbf"
+_STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
 _FRACTION = re.compile(r"\.0+\s*$")
 _SPACE = re.compile(r"[ \t\n\r]*")
 _TRUE = frozenset(("1", "on", "t", "true", "y", "yes"))
@@ -44,6 +49,10 @@ class Body:
         try:
             if not text.isascii():
                 text.decode()
+            if _is_crowded(text):
+                raise BodyError(
+                    f"The body has more than {MOST_VALUES} values, or {MOST_LISTS} lists and objects: send fewer"
+                )
             return cls(raw, _decode_members(text))
         except UnicodeDecodeError as error:
             raise BodyError(f"The body is not UTF-8 (byte {error.start})") from None
@@ -100,6 +109,18 @@ class Body:
         if name not in self._members:
             return self.raw
         return _joined({key: raw for key, raw in self._members.items() if key != name})
+
+
+def _is_crowded(text: bytes) -> bool:
+    """Say whether decoding would hold everybody up. Signs in strings count only where they are few enough to be left out."""
+    if len(text) < 2 * MOST_LISTS or not _has_many_signs(text):
+        return False
+    strings = (text.count(b'"') - text.count(b'\\"')) // 2
+    return strings > MOST_VALUES or _has_many_signs(_STRING.sub(b"", text))
+
+
+def _has_many_signs(text: bytes) -> bool:
+    return text.count(b",") > MOST_VALUES or text.count(b"[") + text.count(b"{") > MOST_LISTS
 
 
 def _joined(members: Mapping[str, msgspec.Raw | bytes]) -> bytes:

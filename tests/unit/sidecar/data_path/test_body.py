@@ -1,6 +1,7 @@
 """Bodies: what is accepted, what is read, and which bytes change."""
 
 import json
+import time
 
 import msgspec
 import pytest
@@ -277,3 +278,23 @@ def test_facts_of_any_document_are_sound(document, kind):
     assert read.sequences >= read.prompts >= 1
     assert read.text_bytes >= 0
     assert read.max_tokens is None or read.max_tokens >= 0
+
+
+@pytest.mark.parametrize("value", [b"{}", b"[]", b'""', b"0"])
+def test_more_values_than_can_be_decoded_in_a_moment_are_refused(value):
+    raw = b'{"model":"m","messages":[' + b",".join([value] * 1_000_001) + b"]}"
+    began = time.process_time()
+    with pytest.raises(BodyError, match="more than 1000000 values"):
+        Body.parse(raw)
+    assert time.process_time() - began < 0.5
+
+
+def test_signs_in_text_are_no_values():
+    text = 'a, "b": [{,' * 1_000_000
+    raw = json.dumps({"messages": [{"role": "user", "content": text}]}).encode()
+    assert Body.parse(raw).value("messages")[0]["content"] == text
+
+
+def test_as_many_token_ids_as_any_context_has_are_read():
+    raw = b'{"model":"m","prompt":[' + b",".join([b"7"] * 999_000) + b"]}"
+    assert read_facts("/v1/completions", EndpointKind.COMPLETIONS, Body.parse(raw)).prompt_ids == 999_000
