@@ -42,6 +42,24 @@ def test_links_lead_somewhere(page):
     assert list(broken(page)) == []
 
 
+def reachable(start):
+    """Documents that one comes to by links."""
+    found, front = set(), [start.resolve()]
+    while front:
+        page = front.pop()
+        if page in found or page.suffix != ".md":
+            continue
+        found.add(page)
+        targets = (target.partition("#")[0] for target in links(page.read_text()))
+        front += [(page.parent / target).resolve() for target in targets if target and ":" not in target]
+    return found
+
+
+def test_every_document_is_reached_from_the_readme():
+    for_readers = {page for page in PAGES if "tests" not in page.relative_to(ROOT).parts}
+    assert for_readers - reachable(ROOT / "README.md") == set()
+
+
 def test_a_broken_link_is_found(tmp_path):
     page = tmp_path / "page.md"
     page.write_text("# Here\n[a](gone.md) [b](#here) [c](page.md#there) [d](https://example.org)\n")
