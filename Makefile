@@ -20,7 +20,7 @@ $(VENV)/.ready: requirements/dev.txt requirements/bootstrap.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "equipoise needs Python 3.11 or newer: make PYTHON=/path/to/python3.11")'
 	@echo "setup 1/3: virtual environment in $(VENV)"
 	@$(PYTHON) -m venv $(VENV)
-	@echo "setup 2/3: packages of requirements/dev.txt"
+	@echo "setup 2/3: packages of requirements/dev.txt, 0.6 GB: up to a few minutes"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/bootstrap.txt
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements/dev.txt
 	@echo "setup 3/3: the command $(BIN)/equipoise"
@@ -32,7 +32,7 @@ cluster: setup ## Build or find the Kubernetes binaries that demo and tests use
 	@$(BIN)/equipoise cluster build
 
 .PHONY: demo
-demo: cluster ## Show on a real control plane what fairness buys and what Equipoise adds: one traffic under FCFS, VTC and Equipoise
+demo: setup ## Show on a real control plane what fairness buys and what Equipoise adds: one traffic under FCFS, VTC and Equipoise
 	@$(BIN)/equipoise demo $(DEMO_ARGS)
 
 .PHONY: test

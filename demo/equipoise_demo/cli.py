@@ -64,8 +64,8 @@ def demo(
     Three sidecars stand before three engines; the algorithm is a field of the live policy, changed while requests wait.
     Interactive requests, promised their first token within a second, come beside batch. Checked on the sidecars' metrics:
     no request is lost; VTC and Equipoise raise Jain's index of service by 0.05; Equipoise keeps the promise to a fifth more
-    of the interactive requests than VTC, at no less throughput (10 %). Of other traffic (--trace) and vLLM only that fairness
-    is seen at all. Ends with 0, or with 1 and a message when that failed or a part did; Ctrl-C removes everything too.
+    of the interactive requests than VTC, at 90 % of its throughput or more. With --trace or vLLM: that none is lost and both
+    are fairer than FCFS. Ends with 0, or with 1 and a message when that failed or a part did; Ctrl-C removes everything too.
     """
     import signal
     import sys
