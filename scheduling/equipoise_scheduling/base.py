@@ -5,7 +5,7 @@ the candidates and the tenants' queues), and what joining, charging, correcting 
 """
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar
 
 from typing_extensions import override
@@ -70,8 +70,11 @@ class TenantScheduler(Scheduler):
         first = True
         for request in self._candidates(now):
             self.books.refresh(request)
+            expected = request.cached_tokens
             if fits(request):
                 return self._dispatch(request, now)
+            if request.cached_tokens != expected:
+                self._reestimated(request)
             if first and self._throttled(request, now):
                 return None
             first = False
@@ -101,6 +104,9 @@ class TenantScheduler(Scheduler):
         self._dispatched(flight)
         self._refresh(tenant, now)
         return request
+
+    def look_again(self, tenant: str, cached: Callable[[Request], int]) -> None:
+        """Have the cached tokens of the tenant's head estimated anew, where the order goes by them. O(log n)."""
 
     @override
     def refused(self) -> list[tuple[Request, Refusal]]:
@@ -323,6 +329,9 @@ class TenantScheduler(Scheduler):
 
     def _request_joined(self, request: Request, now: float) -> None:
         """React to a request that joins its tenant's queue, or is back in it."""
+
+    def _reestimated(self, request: Request) -> None:
+        """React to a new estimate of the cached tokens of a queued request."""
 
     def _request_left(self, request: Request) -> None:
         """React to a request that leaves the queue."""

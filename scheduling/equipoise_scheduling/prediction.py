@@ -129,4 +129,4 @@ class MovingAverage(Predictor):
 
 def learnable(usage: Usage, outcome: Outcome) -> bool:
     """Say whether a request's output is what it would have been: known exactly, and not cut short."""
-    return outcome is Outcome.FINISHED and usage.exact
+    return outcome is Outcome.FINISHED and usage.teaches

@@ -67,6 +67,11 @@ class Usage:
         if self.gpu_utilisation is not None and not 0 <= self.gpu_utilisation <= 1:
             raise ValueError(f"usage: gpu_utilisation={self.gpu_utilisation} must lie within [0, 1]")
 
+    @property
+    def teaches(self) -> bool:
+        """Whether it says how long answers are: embeddings, and requests that the engine refused, generate nothing."""
+        return self.exact and self.generated > 0
+
 
 @dataclass(slots=True, eq=False, kw_only=True)
 class Request:

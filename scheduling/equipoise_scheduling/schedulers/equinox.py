@@ -248,7 +248,7 @@ class Equinox(LeastCounter[DualAccount]):
         utilisation = trip.utilisation if measured is None else measured
         dues = self._dues(flight, flight.prompt, flight.generated, trip.wait + seconds, utilisation)
         self.watch.corrected(flight, self._charge(flight, trip, dues))
-        if trip.usable and usage.exact and outcome is Outcome.FINISHED:
+        if trip.usable and usage.teaches and outcome is Outcome.FINISHED:
             output = flight.generated // request.sequences
             self.mapper.learn(flight.prompt, output, trip.load, latency=seconds, utilisation=measured)
 

@@ -1,6 +1,6 @@
 """Equipoise: a bounded band of the fair counter, and free choice inside it."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from math import floor
 from typing import Any, Literal, Self
@@ -79,7 +79,8 @@ class Equipoise(VTC):
 
     - **Virtual time** V = max(V, least c of the backlogged) never falls; a tenant that becomes backlogged is lifted to V.
     - **Candidates** are the backlogged with c <= V + B. Of their heads the one goes whose deadline is least, in steps of
-      250 ms; equal: the longest cached prefix; equal: the least counter. One that continues an interaction goes first.
+      250 ms; equal: the longest cached prefix, as known since its tenant last sent or ended one; equal: the least counter. One
+      that continues an interaction goes first.
     - **The band is kept for what presses while urgent requests come**, until a minute after the last one arrived. Heads
       that press, an SLO of at most 10 s that can still be kept or a begun interaction, are candidates up to V + B, all
       others up to V: else a tenant's own patient requests use up its band and its urgent ones wait outside.
@@ -328,6 +329,21 @@ class Equipoise(VTC):
         self._changed(request.tenant)
 
     @override
+    @override
+    def look_again(self, tenant: str, cached: Callable[[Request], int]) -> None:
+        if tenant in self.choice:
+            head = self._queue(tenant).head()
+            expected, head.cached_tokens = head.cached_tokens, cached(head)
+            if head.cached_tokens != expected:
+                self._reestimated(head)
+
+    @override
+    def _reestimated(self, request: Request) -> None:
+        queue = self._queue(request.tenant)
+        if not queue.late(request):
+            queue.move(request)
+            self._changed(request.tenant)
+
     def _request_left(self, request: Request) -> None:
         self._missed.discard(request.id)
         # A dispatch comes before the request is out of the queue, and `_dispatched` after.
@@ -377,7 +393,7 @@ class Equipoise(VTC):
     def _settled(self, flight: Flight, usage: Usage, outcome: Outcome, now: float) -> None:
         request = flight.request
         self._turns.pop(request.id, None)
-        if usage.exact:
+        if usage.teaches:
             self.pace.seen(request.id, usage.generated / request.sequences, now)
         self.pace.ended(request.id)
         if outcome is Outcome.FINISHED:

@@ -233,7 +233,7 @@ class FairServe(VTC):
         request = flight.request
         bill = self._bills.pop(request.id)
         self._queues[bill.tenant.name].landed(bill.user)
-        if outcome is Outcome.FINISHED and usage.exact:
+        if outcome is Outcome.FINISHED and usage.teaches:
             sizes = Sizes(usage.prompt, min(request.system_tokens, usage.prompt), usage.generated)
             self._typical.learn(request.tenant, request.application, sizes)
 

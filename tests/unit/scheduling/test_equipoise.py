@@ -78,6 +78,37 @@ class TestBand:
         scheduler.add_service("a", 50, 0.0)
         assert served(scheduler) == ["warm", "cold", "served"]
 
+    def test_between_equally_urgent_heads_it_is_the_prefix_that_is_cached_by_then(self):
+        scheduler = equipoise()
+        for name, tenant in (("first", "a"), ("second", "a"), ("other", "b")):
+            send(scheduler, name, tenant, ttft_budget=1.0)
+        assert served(scheduler, most=1) == ["first"]
+        scheduler.look_again("a", lambda _: 50)
+        scheduler.look_again("nobody", lambda _: 50)
+        assert served(scheduler) == ["second", "other"]
+
+    def test_an_estimate_made_anew_at_a_shut_gate_moves_its_request(self):
+        scheduler = equipoise()
+        for name in ("cold", "warm", "hot"):
+            send(scheduler, name, name, ttft_budget=1.0)
+
+        def shut(request):
+            request.cached_tokens = {"cold": 0, "warm": 30, "hot": 60}[request.id]
+            return False
+
+        assert scheduler.next(0.0, shut) is None
+        assert served(scheduler) == ["hot", "warm", "cold"]
+
+    def test_what_is_overdue_stays_so_whatever_is_cached(self):
+        scheduler = equipoise(overdue_every=100)
+        late = send(scheduler, "late", "a", ttft_budget=0.1)
+        send(scheduler, "patient", "b", ttft_budget=600.0)
+        scheduler.next(10.0, lambda _: False)
+        assert scheduler._queue("a").late(late)
+        scheduler.look_again("a", lambda _: 90)
+        assert scheduler._queue("a").late(late)
+        assert served(scheduler, 10.0) == ["patient", "late"]
+
     def test_default_band_follows_what_a_request_costs_and_what_is_in_flight(self):
         scheduler = equipoise(band=None)
         assert scheduler.band_units == 2 * 512 * SCALE
