@@ -155,6 +155,15 @@ def test_charge_made_after_a_lift_is_given_back_in_full_even_of_an_older_request
     assert account.value == 500
 
 
+def test_what_was_given_back_of_a_charge_from_before_a_lift_is_not_given_back_again():
+    account, charge = Account(), Charge()
+    account.settle(charge, 100)
+    account.lift(40)
+    for _ in range(2):  # a corrected estimate, and the end
+        account.settle(charge, 70)
+        assert account.value == 70
+
+
 def test_units_are_fine_enough_for_large_weights():
     assert units(1, 10_000) / SCALE == pytest.approx(1 / 10_000, rel=0.01)
 

@@ -416,3 +416,25 @@ def test_light_tenant_waits_far_less_than_under_fcfs():
     fair, unfair = waits(VTC()), waits(FCFS())
     assert len(fair) > 10
     assert sum(fair) / len(fair) < 0.1 * sum(unfair) / len(unfair)
+
+
+def test_tenant_that_left_last_is_not_forgotten_since_others_are_lifted_to_it():
+    scheduler = vtc()
+    request = send(scheduler, "stranger", "r1")
+    scheduler.cancel(request, 0.0)
+    scheduler.tick(1.0)
+    send(scheduler, "other", "r2", now=2.0)
+    assert counters(scheduler) == {"other": 0, "stranger": 0}
+
+
+def test_service_elsewhere_of_an_idle_stranger_is_not_forgotten_before_others_have_had_as_much():
+    scheduler = vtc()
+    scheduler.add_service("stranger", 40.0, 0.0)
+    scheduler.tick(100.0)
+    assert counters(scheduler) == {"stranger": 40}
+    for name in ("r1", "r2"):
+        send(scheduler, "other", name, prompt=50, now=200.0)
+        scheduler.next(200.0, room)
+    send(scheduler, "other", "r3", now=200.0)
+    scheduler.tick(201.0)
+    assert counters(scheduler) == {"other": 100}
