@@ -255,7 +255,7 @@ class Capacity(ApiModel):
     kv_utilisation_percent: Annotated[int, Field(ge=50, le=100)] = 95
     """Percent of the KV cache that may be planned with; preemptions lower it for a while."""
     headroom_percent: Annotated[int, Field(ge=0, le=50)] = 5
-    """Percent of the KV cache kept for requests with an SLO of ten seconds or less, while such come, so that they find room at once."""
+    """Percent of the KV cache, above `kvUtilisationPercent` and within the whole, that only requests with an SLO of ten seconds or less may use, so that they find room at once."""
     kv_tokens: Annotated[int, Field(ge=128, le=1_000_000_000)] | None = None
     """Size of the KV cache in tokens; left out, the engine's metrics say it."""
     inter_token_milliseconds: Annotated[int, Field(ge=1, le=60_000)] | None = None

@@ -20,16 +20,6 @@ OVERDUE = 2
 """What the place of an overdue request begins with: those of the others begin with less."""
 
 
-URGENT_SECONDS = 10.0
-"""An SLO of at most so long cannot wait for its tenant's turn."""
-
-
-def urgent(request: Request) -> bool:
-    """Say whether a request has a short SLO, as the gate's headroom asks too."""
-    budgets = (request.ttft_budget, request.e2e_budget)
-    return any(budget is not None and budget <= URGENT_SECONDS for budget in budgets)
-
-
 def patient(request: Request) -> bool:
     """Say whether a request has no SLO, so that its deadline is only where it stands."""
     return request.ttft_budget is None and request.e2e_budget is None

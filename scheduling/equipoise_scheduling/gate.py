@@ -13,9 +13,9 @@ The limit of these two is L % of the pool: see `kv_limit`.
 `prompt`: the prompt's blocks fit beside what is held at present, over the whole pool, as an engine alone admits. Outputs
 to come are not looked at, so preemptions are to be expected, change nothing, and no fairness bound holds.
 
-Headroom: the last points of L are for urgent requests, those with an SLO of at most `urgent_seconds` that they can still
-keep, so that one of them finds room at once. It is kept for a minute after the last of them arrived, from requests that
-a scheduler orders by deadline; without urgent ones it would only cost throughput.
+Headroom: L leaves some of the pool free, since predictions err. Urgent requests, those with an SLO of at most
+`URGENT_SECONDS` that they can still keep, may use so many points more, so that one of them finds room at once; no more
+than what is not urgent holds, for that is what they pass: urgent requests alone gain nothing by bolder plans.
 
 Under every kind adaptive batching (see `batching`) may hold a request back: by the predicted time of a step, and by the
 prompt tokens that are still to be prefilled.
@@ -29,8 +29,8 @@ from equipoise_scheduling.batching import AdaptiveBatching, BatchingLimits
 from equipoise_scheduling.kv_limit import KvLimit
 from equipoise_scheduling.kv_plan import Held, future_peak
 from equipoise_scheduling.request import Reason, Refusal, Request
+from equipoise_scheduling.slo import urgent
 
-URGENT_MEMORY_SECONDS = 60.0
 CORRECTIONS = 3
 """The engine's surplus over our own count is believed once it has lasted this many scrapes."""
 
@@ -46,9 +46,7 @@ class GateSettings:
     utilisation_percent: float = 95.0
     """L at its start and its highest."""
     headroom_percent: float = 5.0
-    """Points of L that only urgent requests may use."""
-    urgent_seconds: float = 10.0
-    """A request whose SLO is longer, or that has none, is not urgent; one without a deadline may use all of L."""
+    """Points of the pool above L that only urgent requests may use, which a scheduler has given a deadline."""
     context_tokens: int | None = None
     """The model's context length; output is never longer than that."""
     batching: BatchingLimits = field(default_factory=BatchingLimits)
@@ -61,10 +59,8 @@ class GateSettings:
     def __post_init__(self) -> None:
         if not 0 < self.utilisation_percent <= 100:
             raise ValueError(f"utilisation_percent={self.utilisation_percent} must be within (0, 100]")
-        if not 0 <= self.headroom_percent < self.utilisation_percent:
-            raise ValueError(
-                f"headroom_percent={self.headroom_percent} must be at least 0 and below utilisation_percent"
-            )
+        if not 0 <= self.headroom_percent <= 100:
+            raise ValueError(f"headroom_percent={self.headroom_percent} must be within [0, 100]")
 
 
 class Gate:
@@ -94,8 +90,6 @@ class Gate:
         """What is in flight; by remaining output, falling, where `_sorted`."""
         self._sorted = True
         self._surplus: list[int] = []
-        self._last_urgent = float("-inf")
-        """Arrival of the latest urgent request that was started."""
         self._kv_limit = KvLimit(self.settings.utilisation_percent)
 
     def reconfigure(self, settings: GateSettings) -> None:
@@ -156,8 +150,8 @@ class Gate:
         limit = self._limit(self._pool)
         if self.settings.kind == "prompt":
             return self.used + candidate.kv <= limit
-        if self._leaves_headroom(request, now):
-            limit -= self._pool * self.settings.headroom_percent / 100
+        if request.deadline is not None and now <= request.deadline and urgent(request):
+            limit += self._headroom(self._pool)
         if self.settings.kind == "reserve":
             return self.reserved + candidate.reserved <= limit
         outstanding = self.outstanding + candidate.remaining * candidate.sequences
@@ -180,19 +174,15 @@ class Gate:
         candidate = Held(request, self._block, self.settings.context_tokens)
         return self.batching.holds(self.settings.batching, candidate, self.sequences, self.used)
 
-    def _leaves_headroom(self, request: Request, now: float) -> bool:
-        deadline = request.deadline
-        if deadline is None or now - self._last_urgent > URGENT_MEMORY_SECONDS:
-            return False
-        return now > deadline or not self._urgent(request)
-
-    def _urgent(self, request: Request) -> bool:
-        budgets = (request.ttft_budget, request.e2e_budget)
-        return any(budget is not None and budget <= self.settings.urgent_seconds for budget in budgets)
-
     def _limit(self, pool: int) -> float:
         """Return the KV tokens that may be planned with."""
         return pool * self.percent / 100 - self.surplus
+
+    def _headroom(self, pool: int) -> float:
+        """Return the KV tokens above the limit that an urgent request may use. O(in flight)."""
+        percent = min(self.settings.headroom_percent, 100 - self.percent)
+        patient = sum(held.kv for held in self._held.values() if not urgent(held.request))
+        return min(pool * percent / 100, patient)
 
     def _in_order(self) -> list[Held]:
         """Sort what is in flight by remaining output, falling; nearly sorted already, so about linear."""
@@ -263,8 +253,6 @@ class Gate:
         self._ordered.append(held)
         self._sorted = False
         self.batching.started(held)
-        if self._urgent(request):
-            self._last_urgent = max(self._last_urgent, request.arrival)
 
     def progress(self, request: Request, prompt: int, generated: int, *, estimated: bool = False) -> None:
         """Count delivery, cumulative over the sequences; with anything generated `prompt` is the whole prompt.

@@ -1,6 +1,15 @@
-"""Whether a request kept its SLO, judged once, from what its budgets say and when its tokens came."""
+"""Which requests cannot wait, and whether one kept its SLO, judged once by its budgets and by when its tokens came."""
 
 from equipoise_scheduling.request import Outcome, Request
+
+URGENT_SECONDS = 10.0
+"""An SLO of at most so long cannot wait for its tenant's turn."""
+
+
+def urgent(request: Request) -> bool:
+    """Say whether a request has a short SLO."""
+    budgets = (request.ttft_budget, request.e2e_budget)
+    return any(budget is not None and budget <= URGENT_SECONDS for budget in budgets)
 
 
 class SLOJudge:

@@ -18,16 +18,17 @@ from equipoise_scheduling.deadline_queue import (
     TimedFifoQueue,
     TimedQueue,
     patient,
-    urgent,
 )
-from equipoise_scheduling.gate import URGENT_MEMORY_SECONDS
 from equipoise_scheduling.pace import Pace
 from equipoise_scheduling.request import Outcome, Request, Usage
 from equipoise_scheduling.schedulers.vtc import VTC
+from equipoise_scheduling.slo import urgent
 from equipoise_scheduling.tenant_queue import TenantQueue
 
 STEP_SECONDS = 0.25
 """Deadlines closer than that are equally urgent."""
+URGENT_MEMORY_SECONDS = 60.0
+"""The band is kept for urgent requests until so long after the last one arrived."""
 GRACE = 20.0
 """Who has missed its deadline has another one, so many times its budget later."""
 TYPICAL_COST = 512.0
@@ -329,7 +330,6 @@ class Equipoise(VTC):
         self._changed(request.tenant)
 
     @override
-    @override
     def look_again(self, tenant: str, cached: Callable[[Request], int]) -> None:
         if tenant in self.choice:
             head = self._queue(tenant).head()
@@ -344,6 +344,7 @@ class Equipoise(VTC):
             queue.move(request)
             self._changed(request.tenant)
 
+    @override
     def _request_left(self, request: Request) -> None:
         self._missed.discard(request.id)
         # A dispatch comes before the request is out of the queue, and `_dispatched` after.

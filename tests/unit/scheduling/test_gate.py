@@ -144,21 +144,47 @@ def test_what_can_never_fit_is_refused_on_arrival_with_what_to_do():
     assert made.refuse(request("batch", 3000, prompts=5, max_tokens=300)) is None
 
 
-def test_headroom_is_kept_for_urgent_requests_while_such_come():
-    made = gate(pool=1000, headroom_percent=5.0)
+def test_headroom_above_the_limit_is_for_urgent_requests_that_can_still_keep_their_slo():
+    made = gate(pool=1000, utilisation_percent=90.0, headroom_percent=5.0)
     patient = {"predicted": 1, "deadline": 100.0}
     urgent = {"predicted": 1, "deadline": 51.0, "arrival": 50.0, "ttft_budget": 1.0}
-    made.start(request("a", 790, **patient))
-    assert made.fits(request("alone", 170, **patient), 0.0)
-    made.start(request("first", 10, **urgent))
-    assert not made.fits(request("batch", 170, ttft_budget=100.0, **patient), 50.0)
-    assert not made.fits(request("near its deadline", 170, ttft_budget=100.0, **patient), 95.0)
-    assert not made.fits(request("no SLO", 170, **patient), 50.0)
-    assert made.fits(request("no deadline", 170, predicted=1), 50.0)
-    assert made.fits(request("small", 140, **patient), 50.0)
-    assert made.fits(request("urgent", 170, **urgent), 50.0)
-    assert not made.fits(request("overdue", 170, **urgent), 51.5)
-    assert made.fits(request("none urgent for a minute", 170, **patient), 111.0)
+    made.start(request("a", 800, predicted=1))
+    # Each ends with one token more: 800 + 97 + 2 = 899, 800 + 147 + 2 = 949.
+    assert made.fits(request("batch", 97, ttft_budget=100.0, **patient), 50.0)
+    for name, budget, at in (
+        ("batch", 100.0, 50.0),
+        ("near its deadline", 100.0, 99.0),
+        ("no SLO", None, 50.0),
+    ):
+        assert not made.fits(request(name, 147, ttft_budget=budget, **patient), at)
+    assert not made.fits(request("in no order of deadlines", 147, predicted=1, ttft_budget=1.0), 50.0)
+    assert made.fits(request("urgent", 147, **urgent), 50.0)
+    assert not made.fits(request("too long", 149, **urgent), 50.0)
+    assert not made.fits(request("overdue", 147, **urgent), 51.5)
+
+
+def test_headroom_is_no_more_than_what_is_not_urgent_holds():
+    made = gate(pool=1000, utilisation_percent=90.0, headroom_percent=5.0)
+    urgent = {"predicted": 1, "deadline": 51.0, "arrival": 50.0, "ttft_budget": 1.0}
+    made.start(request("urgent", 800, **urgent))
+    assert made.fits(request("as anybody", 98, **urgent), 50.0)
+    assert not made.fits(request("more", 99, **urgent), 50.0)
+    made.start(request("batch", 20, predicted=1, ttft_budget=100.0, deadline=150.0))
+    assert made.fits(request("past the batch", 97, **urgent), 50.0)
+    assert not made.fits(request("too much", 98, **urgent), 50.0)
+
+
+def test_headroom_ends_with_the_pool_and_falls_with_the_limit():
+    made = gate(pool=1000, utilisation_percent=98.0, headroom_percent=5.0)
+    urgent = {"predicted": 1, "deadline": 51.0, "arrival": 50.0, "ttft_budget": 1.0}
+    made.start(request("a", 800, predicted=1))
+    assert made.fits(request("all of it", 198, **urgent), 50.0)
+    assert not made.fits(request("more", 199, **urgent), 50.0)
+    for at in range(0, 50, 10):
+        made.preempted(float(at))
+    assert made.percent == 88
+    assert made.fits(request("b", 128, **urgent), 50.0)
+    assert not made.fits(request("c", 129, **urgent), 50.0)
 
 
 def test_preemptions_of_unknown_cost_lower_the_limit_and_those_the_model_finds_cheap_do_not():
@@ -285,7 +311,7 @@ def test_reconfiguration_and_a_new_pool_apply_to_what_is_in_flight():
     [
         ({"utilisation_percent": 0}, "utilisation_percent=0 must be within"),
         ({"utilisation_percent": 101}, "utilisation_percent=101 must be within"),
-        ({"headroom_percent": 96}, "headroom_percent=96 must be at least 0 and below"),
+        ({"headroom_percent": -1}, "headroom_percent=-1 must be within"),
     ],
 )
 def test_settings_out_of_range_are_refused_by_name(settings, complaint):
