@@ -1,5 +1,6 @@
 """What the documents tell one to type exists: targets of make, commands and their options, the chart's values, fields of objects."""
 
+import functools
 import json
 import re
 import shlex
@@ -63,6 +64,37 @@ def of(program):
     )
 
 
+def fields(schema, path=()):
+    """Dotted paths of all fields of a structural schema, those of a list's items as if they were the list's."""
+    schema = schema.get("items", schema)
+    for name, field in schema.get("properties", {}).items():
+        yield ".".join((*path, name))
+        yield from fields(field, (*path, name))
+
+
+@functools.cache
+def known_fields():
+    found = set()
+    for crd in ROOT.glob("charts/equipoise/files/crds/*.yaml"):
+        (version,) = yaml.safe_load(crd.read_text())["spec"]["versions"]
+        properties = version["schema"]["openAPIV3Schema"]["properties"]
+        parts = {name: properties[name] for name in ("spec", "status")}
+        found |= {*fields(parts["spec"]), *fields(parts["status"]), *fields({"properties": parts})}
+    return found
+
+
+def named_fields(text):
+    """What looks like the path of a field: dotted camelCase words in code."""
+    for language, content in code(text):
+        if not language:
+            yield from re.findall(r"(?<![\w./$-])([a-z]\w+(?:\.\w+)+)", content)
+
+
+def unknown_fields(text, known):
+    roots = {field.partition(".")[0] for field in known}
+    return [name for name in named_fields(text) if name.partition(".")[0] in roots and name not in known]
+
+
 def merged(base, patch):
     """RFC 7386."""
     if not isinstance(patch, dict):
@@ -117,6 +149,16 @@ def test_a_file_that_is_applied_is_there_and_a_patch_gives_a_valid_policy(words)
 def test_an_object_is_valid_whole_or_as_a_part_of_a_policy(document):
     kind = KINDS[document.get("kind", "FairnessPolicy")]
     kind.strictly(document if "kind" in document else merged(POLICY, document))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_field_that_is_named_exists(page):
+    assert unknown_fields(page.read_text(), known_fields()) == []
+
+
+def test_a_field_that_does_not_exist_is_found():
+    text = "`capacity.headroomPercnt`, `spec.slo.ttftMilliseconds`, `tokens/`, `identity.apiKeys.secretName`"
+    assert unknown_fields(text, known_fields()) == ["capacity.headroomPercnt"]
 
 
 def test_commands_are_found_in_blocks_and_in_lines():
