@@ -23,7 +23,7 @@ from equipoise_api.sidecar_config import MAX_CONFIG_BYTES, Problem, PushResult
 from equipoise_sidecar.certificate import Issued, load_chain, peer_identities, server_context
 from equipoise_sidecar.config_store import ConfigStore, PushRefusedError
 from equipoise_sidecar.debug import debug_routes
-from equipoise_sidecar.listener import LimitedHeadProtocol
+from equipoise_sidecar.listener import GuardedProtocol
 from equipoise_sidecar.report import Reporter
 
 log = structlog.get_logger(__name__)
@@ -98,11 +98,11 @@ async def _forbidden(_scope: object, _receive: object, send: Callable[[object], 
     await send({"type": "http.response.body", "body": body})
 
 
-def admin_protocol(install: str) -> type[LimitedHeadProtocol]:
+def admin_protocol(install: str) -> type[GuardedProtocol]:
     """Return the HTTP protocol that lets the operator of `install` in and nobody else."""
     operator = operator_identity(install)
 
-    class AdminProtocol(LimitedHeadProtocol):
+    class AdminProtocol(GuardedProtocol):
         """HTTP over TLS, with a look at the peer's certificate first."""
 
         @override

@@ -12,25 +12,23 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from dataclasses import dataclass
 
 from equipoise_api.names import DEFAULT_TENANT
 from equipoise_scheduling.request import Outcome, Usage
-from equipoise_sidecar.admission import Refused, Reservation
-from equipoise_sidecar.body import Body, BodyError, read_bool
-from equipoise_sidecar.client import BodyRefusedError, Client, ClientLeftError, Receive, Scope, Send
-from equipoise_sidecar.declared import DeclarationError, Declared, declare, read_headers
+from equipoise_sidecar.admission import DRAINING, Refused, Reservation
+from equipoise_sidecar.body import BodyError
+from equipoise_sidecar.client import CLOSE, BodyRefusedError, Client, ClientLeftError, Receive, Scope, Send
+from equipoise_sidecar.declared import DeclarationError, read_headers
 from equipoise_sidecar.dispatcher import Dispatcher
-from equipoise_sidecar.engine.errors import EngineError, EngineUnreachableError
+from equipoise_sidecar.engine.errors import EngineAbandonedError, EngineError, EngineUnreachableError
 from equipoise_sidecar.engine.http1 import EngineConnection
 from equipoise_sidecar.engine.pool import EnginePool
 from equipoise_sidecar.errors import error_event
-from equipoise_sidecar.facts import EndpointKind, EngineProfile, Facts, Rejection
+from equipoise_sidecar.facts import EndpointKind, Rejection
 from equipoise_sidecar.headers import QUEUED, SCHEDULER, TENANT, Headers, request_head, response_headers
+from equipoise_sidecar.job import Job, prepare, read_job
 from equipoise_sidecar.paths import Endpoint, find
-from equipoise_sidecar.progress import ChunkReader, EventReader, Reader, WholeReader
-from equipoise_sidecar.reading import read_facts
-from equipoise_sidecar.sse import fingerprint_member
+from equipoise_sidecar.progress import Reader, WholeReader
 from equipoise_sidecar.ticket import Ticket
 
 log = logging.getLogger(__name__)
@@ -39,22 +37,8 @@ _NOTHING_USED = Usage(prompt=0, generated=0)
 _EVENT_STREAM = b"text/event-stream"
 _SMALL_ANSWER = 64 * 1024
 _DISCARD_SECONDS = 1.0
-
-
-@dataclass(slots=True)
-class Job:
-    """A scheduled request whose body is read."""
-
-    endpoint: Endpoint
-    facts: Facts
-    raw: bytes
-    body: Body | None
-    """None for a form, and for what is passed through unread."""
-
-    def forget(self) -> None:
-        """Let the body go: an answer has begun, and nothing is sent twice from here."""
-        self.raw = b""
-        self.body = None
+_PUBLIC_BODY_BYTES = 64 * 1024
+"""Of a request that nobody has to prove anything for: probes and preflights have no body."""
 
 
 class DataPath:
@@ -82,7 +66,7 @@ class DataPath:
         method = client.scope["method"]
         # a browser's preflight carries no credentials, and the engine answers it without work
         if endpoint.public or method == "OPTIONS":
-            await self._pass(client, endpoint, DEFAULT_TENANT)
+            await self._pass(client, endpoint, DEFAULT_TENANT, limit=_PUBLIC_BODY_BYTES)
             return
         tenant = self._dispatcher.identify(client.headers, client.peer)
         if isinstance(tenant, Rejection):
@@ -90,21 +74,35 @@ class DataPath:
         elif endpoint.kind is not None and method == "POST":
             await self._schedule(client, endpoint, endpoint.kind, tenant)
         else:
-            await self._pass(client, endpoint, tenant)
+            await self._pass(client, endpoint, tenant, limit=self._limit)
+
+    @property
+    def _limit(self) -> int | None:
+        """Bytes of the largest body; None where requests pass through."""
+        policy = self._dispatcher.policy
+        return policy.max_body_bytes if policy.enforce else None
 
     # -- not scheduled ----------------------------------------------------------------------------------------------
 
-    async def _pass(self, client: Client, endpoint: Endpoint, tenant: str) -> None:
+    async def _pass(self, client: Client, endpoint: Endpoint, tenant: str, *, limit: int | None) -> None:
         """Send a request on at once, and its answer back as it is. What is refused counts as `tenant`'s."""
-        policy = self._dispatcher.policy
-        body: bytes | None = None
-        if client.content_length or client.header(b"transfer-encoding") is not None:
-            limit = policy.max_body_bytes if policy.enforce else None
-            try:
-                body = await client.body(limit=limit, timeout=policy.body_timeout_seconds)
-            except BodyRefusedError as error:
-                await client.refuse(endpoint.shape, self._dispatcher.refuse(tenant, error.rejection))
-                return
+        if not client.has_body:
+            await self._relay(client, endpoint, tenant, None)
+            return
+        room = self._dispatcher.hold(tenant, client.content_length)
+        if isinstance(room, Rejection):
+            await client.refuse(endpoint.shape, room)
+            return
+        try:
+            timeout = self._dispatcher.policy.body_timeout_seconds
+            body = await client.body(limit=limit, timeout=timeout, grown=room.grow)
+            await self._relay(client, endpoint, tenant, body)
+        except BodyRefusedError as error:
+            await client.refuse(endpoint.shape, self._dispatcher.refuse(tenant, error.rejection))
+        finally:
+            room.release()
+
+    async def _relay(self, client: Client, endpoint: Endpoint, tenant: str, body: bytes | None) -> None:
         head = self._head(client, endpoint, body)
         async with client.watched():
             try:
@@ -161,12 +159,12 @@ class DataPath:
                 raise BodyRefusedError(Rejection(400, Refused.BAD_DECLARATION, str(error))) from None
             declared = {}
         raw = await client.body(
-            limit=policy.max_body_bytes if policy.enforce else None,
+            limit=self._limit,
             timeout=policy.body_timeout_seconds,
             grown=reservation.grow,
         )
         try:
-            job = _read_job(
+            job = read_job(
                 endpoint,
                 kind,
                 raw,
@@ -189,7 +187,7 @@ class DataPath:
         while (rejection := await ticket.dispatched()) is None:
             policy = self._dispatcher.policy
             profile = self._dispatcher.engine_profile
-            body, reader = _prepare(job, profile, edit=policy.enforce)
+            body, reader = prepare(job, profile, edit=policy.enforce)
             priority = (ticket.priority if profile.priorities else 0) if policy.enforce else None
             head = self._head(client, endpoint, body, priority)
             try:
@@ -219,15 +217,13 @@ class DataPath:
         self, client: Client, job: Job, ticket: Ticket, answer: EngineConnection, reader: Reader
     ) -> None:
         """Send the engine's answer on, and note how far it is."""
-        streams = answer.header(b"content-type").startswith(_EVENT_STREAM)
+        readable = answer.header(b"content-encoding") in (b"", b"identity")
+        streams = readable and answer.header(b"content-type").startswith(_EVENT_STREAM)
         if not streams:
             reader = WholeReader()
         ticket.streams = streams
         good = answer.status < 400
-        headers = response_headers(answer.headers)
-        if streams:
-            headers = [pair for pair in headers if pair[0] != b"content-length"]
-        await client.start(answer.status, headers + self._explain(ticket))
+        await client.start(answer.status, self._answer_head(answer, ticket))
         waiting = good
         seen = -1
         try:
@@ -244,7 +240,7 @@ class DataPath:
         except EngineError as error:
             ticket.finish(Outcome.FAILED)
             if streams:
-                await client.write(error_event(job.facts.kind, 502, str(error)))
+                await client.write(error_event(job.facts.kind, _failed(error).status, str(error)))
             _leave_open(job.endpoint, error)
             return
         rest = reader.end()
@@ -269,71 +265,20 @@ class DataPath:
             priority=priority,
         )
 
+    def _answer_head(self, answer: EngineConnection, ticket: Ticket) -> Headers:
+        headers = response_headers(answer.headers)
+        if ticket.streams:
+            headers = [pair for pair in headers if pair[0] != b"content-length"]
+        if self._dispatcher.draining:
+            headers.append(CLOSE)  # the next request belongs to another replica
+        return headers + self._explain(ticket)
+
     def _explain(self, ticket: Ticket) -> Headers:
         return [
             (TENANT, ticket.tenant.encode()),
             (QUEUED, b"%d" % (ticket.queued_seconds * 1000)),
             (SCHEDULER, self._dispatcher.policy.algorithm.encode()),
         ]
-
-
-def _read_job(
-    endpoint: Endpoint,
-    kind: EndpointKind,
-    raw: bytes,
-    declared: Declared,
-    *,
-    strict: bool,
-    features: bool,
-    prefixes: bool,
-) -> Job:
-    """Read what a body says. Raises BodyError and DeclarationError if `strict`; else what cannot be read goes on unread."""
-    body: Body | None = None
-    try:
-        if kind is EndpointKind.AUDIO:
-            facts = Facts(path=endpoint.path, kind=kind, body_bytes=len(raw), images=1)
-            declare(facts, declared, None)
-        else:
-            body = Body.parse(raw)
-            facts = read_facts(endpoint.path, kind, body, declared, features=features, prefixes=prefixes)
-    except (BodyError, DeclarationError):
-        if strict:
-            raise
-        return Job(endpoint, Facts(path=endpoint.path, kind=kind, body_bytes=len(raw)), raw, None)
-    background = strict and kind is EndpointKind.RESPONSES and body is not None and body.value("background")
-    if read_bool(background):
-        raise BodyError("background: a response that outlives its connection cannot be scheduled; stream it")
-    return Job(endpoint, facts, raw, body)
-
-
-def _prepare(job: Job, profile: EngineProfile, *, edit: bool) -> tuple[bytes, Reader]:
-    """Return the body to send, and the reader of the stream that it may bring."""
-    facts, body = job.facts, job.body
-    if facts.kind in (EndpointKind.RESPONSES, EndpointKind.MESSAGES):
-        return job.raw, EventReader()
-    if body is not None and edit and not job.endpoint.heeds_priority_header:
-        return body.without("priority"), WholeReader()
-    as_it_is = ChunkReader(sequences=facts.sequences, prompts=facts.prompts)
-    if body is None or not edit or not facts.stream or not job.endpoint.runs_usage or profile.forces_usage:
-        return job.raw, as_it_is
-    options = body.value("stream_options")
-    if options is None:
-        options = {}
-    if not isinstance(options, dict):
-        return job.raw, as_it_is  # the engine answers 400
-    included = read_bool(options.get("include_usage"))
-    continuous = read_bool(options.get("continuous_usage_stats"))
-    if included is None or continuous is None or (included and continuous):
-        return job.raw, as_it_is
-    fingerprint = b"" if included else fingerprint_member(profile.system_fingerprint)
-    reader = ChunkReader(
-        sequences=facts.sequences,
-        prompts=facts.prompts,
-        cut=True,
-        drop_last=not included,
-        fingerprint=fingerprint,
-    )
-    return body.with_running_usage(), reader
 
 
 def _settlement(status: int, reader: Reader) -> tuple[Outcome, Usage | None]:
@@ -362,6 +307,8 @@ async def _discard(answer: EngineConnection) -> None:
 def _failed(error: EngineError) -> Rejection:
     if isinstance(error, EngineUnreachableError):
         return Rejection(503, Refused.ENGINE_UNREACHABLE, "The engine does not answer.", 1.0)
+    if isinstance(error, EngineAbandonedError):
+        return DRAINING
     return Rejection(502, Refused.ENGINE_FAILED, f"The engine failed: {error}.")
 
 

@@ -74,6 +74,7 @@ def run(
     from equipoise_sidecar.control import ControlError
     from equipoise_sidecar.listener import ListenError
     from equipoise_sidecar.logs import configure_logs
+    from equipoise_sidecar.open_files import raise_limit
     from equipoise_sidecar.server import Sidecar
     from equipoise_sidecar.settings import Settings, SettingsError
 
@@ -93,6 +94,7 @@ def run(
             config_file=config_file,
             drain_seconds=drain_seconds,
         )
+        raise_limit()
         return uvloop.run(serve(settings))
     except (SettingsError, ListenError, ControlError) as error:
         print(f"equipoise sidecar: {error}", file=sys.stderr)

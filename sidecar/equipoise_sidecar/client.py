@@ -7,6 +7,7 @@ while the request is queued and served, and cancels the task that serves it.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable, MutableMapping
 from types import TracebackType
 from typing import Any, Self
@@ -21,6 +22,11 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
+CLOSE = (b"connection", b"close")
+_ENDING = frozenset((408, 503))
+"""After these the connection is closed: the rest of the body may never come; another replica may serve where this one
+cannot, and who tries again on the same connection would not get there."""
+_REST_SECONDS = 1.0
 STALL_SECONDS = 120.0
 """A client that takes nothing of its answer for so long, at most twice, is cut off: it holds a place in the engine."""
 
@@ -50,6 +56,7 @@ class Client:
         "_stall",
         "_task",
         "_watch",
+        "_whole",
         "scope",
         "started",
     )
@@ -61,6 +68,8 @@ class Client:
         self._receive = receive
         self._send = send
         self._left = False
+        self._whole = False
+        """The body was read to its end."""
         self._sending = False
         self._sent = 0
         self._sent_before = -1
@@ -93,6 +102,11 @@ class Client:
         value = self.header(b"content-length")
         return int(value) if value is not None and value.isdigit() else None
 
+    @property
+    def has_body(self) -> bool:
+        """Whether one is announced."""
+        return bool(self.content_length) or self.header(b"transfer-encoding") is not None
+
     async def body(
         self, *, limit: int | None, timeout: float, grown: Callable[[int], Rejection | None] | None = None
     ) -> bytes:
@@ -119,6 +133,7 @@ class Client:
                         raise BodyRefusedError(refused)
                     pieces.append(piece)
                     if not message.get("more_body"):
+                        self._whole = True
                         break
         except TimeoutError:
             came = f"{length} bytes" if declared is None else f"{length} of {declared} bytes"
@@ -148,10 +163,23 @@ class Client:
         """Answer with an error of the sidecar's own."""
         body = error_body(kind, rejection.status, rejection.message)
         head = [*error_headers(rejection), *(headers or []), (b"content-length", b"%d" % len(body))]
-        if rejection.status == 408:
-            head.append((b"connection", b"close"))  # the rest of the body may never come
+        if rejection.status in _ENDING:
+            head.append(CLOSE)
+        if rejection.status == 503:
+            await self._take_rest()
         await self.start(rejection.status, head)
         await self.finish(body)
+
+    async def _take_rest(self) -> None:
+        """Read what is left of the body, for a moment: the end of a connection with bytes unread may overtake the answer."""
+        if self._whole or not self.has_body or self.header(b"expect") is not None:
+            return
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_REST_SECONDS):
+                while (message := await self._receive())["type"] == "http.request" and message.get(
+                    "more_body"
+                ):
+                    pass
 
     def watched(self) -> Self:
         """Cancel the calling task when the client leaves: `async with client.watched():`, once the body is read.

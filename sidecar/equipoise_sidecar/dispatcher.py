@@ -32,6 +32,7 @@ from equipoise_sidecar.admission import (
     Admission,
     Reservation,
     from_refusal,
+    too_large,
     too_many_tokens,
 )
 from equipoise_sidecar.availability import Availability
@@ -112,6 +113,18 @@ class Dispatcher:
             tenant_queued=account.queued if account is not None else 0,
             now=now,
         )
+        if rejection is not None:
+            return self.refuse(tenant, rejection)
+        return self.admission.reserve(tenant, size, self._refuse_bytes)
+
+    def hold(self, tenant: str, content_length: int | None) -> Reservation | Rejection:
+        """Take room for the body of a request that is passed on at once: no limit but the bytes."""
+        if self.draining:
+            return self.refuse(tenant, DRAINING)
+        size = content_length or 0
+        limit = self.policy.max_body_bytes
+        too_long = self.policy.enforce and size > limit
+        rejection = too_large(limit) if too_long else self._refuse_bytes(size)
         if rejection is not None:
             return self.refuse(tenant, rejection)
         return self.admission.reserve(tenant, size, self._refuse_bytes)
@@ -459,6 +472,13 @@ class Dispatcher:
     def drain(self) -> None:
         """Refuse new work; what is queued or in flight goes on."""
         self.draining = True
+
+    def turn_away(self) -> None:
+        """End what is queued still: its turn will not come here any more."""
+        now = self.clock()
+        for ticket in list(self._tickets.values()):
+            if ticket.phase is Phase.QUEUED:
+                self._end(ticket, Outcome.REFUSED, None, now, DRAINING)
 
     async def drained(self) -> None:
         """Wait until nothing is being read, queued or in flight."""

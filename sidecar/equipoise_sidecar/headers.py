@@ -33,6 +33,8 @@ _NOT_FOR_THE_ENGINE = _HOP_BY_HOP | frozenset(
         # what only the scheduler may say
         b"x-vllm-priority",
         b"x-data-parallel-rank",
+        # answers are read here, and the engine is next door: not compressed
+        b"accept-encoding",
         # made anew
         b"content-length",
         b"expect",

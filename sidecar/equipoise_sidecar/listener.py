@@ -1,7 +1,8 @@
 """One port: a uvicorn server that leaves signals to us and shows a peer's own address, whatever its headers say.
 
-uvicorn's httptools protocol takes a head of any length, and each piece of a long header costs a copy of it so far: 20 MB
-of one header hold the event loop for seconds, before anybody is asked for a key. So heads have a limit here.
+What uvicorn's httptools protocol leaves open is closed here, before anybody is asked for a key: a head of any length (each
+piece of a long header costs a copy of it so far: 20 MB of one hold the event loop for seconds), a head that never comes,
+connections without number, and a client that leaves after it sent a second request ahead of the first one's answer.
 """
 
 from __future__ import annotations
@@ -15,12 +16,18 @@ from typing import Any
 
 import uvicorn
 from typing_extensions import override
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+
+from equipoise_sidecar.open_files import most_connections
 
 _BACKLOG = 2048
 _KEEP_ALIVE_SECONDS = 75
 MOST_HEAD_BYTES = 65_536
 """Request line and headers, or trailers, of one request."""
+HEAD_SECONDS = 75.0
+"""For a head to come whole, from the connection on or from the first byte after an answer."""
+_GONE_SECONDS = 0.05
+"""Between looks at whether connections are closed."""
 
 
 class ListenError(Exception):
@@ -31,14 +38,36 @@ class HeadTooLargeError(Exception):
     """Inside the parser: the request ends here."""
 
 
-class LimitedHeadProtocol(HttpToolsProtocol):
-    """HTTP that answers 431 to a head of more than `MOST_HEAD_BYTES` and closes."""
+class GuardedProtocol(HttpToolsProtocol):
+    """HTTP with limits: 431 to a head of more than `MOST_HEAD_BYTES`, 503 to a connection too many, `HEAD_SECONDS`."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._unread = 0
         """Bytes since a head was complete or a piece of a body came: the parser may hold all of them."""
         self._too_large = False
+        self._head_due: asyncio.TimerHandle | None = None
+        self._served: RequestResponseCycle | None = None
+        """The request that is being answered; `cycle` is the newest one."""
+
+    @override
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # uvicorn's own
+        super().connection_made(transport)
+        if len(self.connections) > most_connections():
+            self._refuse(
+                b"503 Service Unavailable", b"x-equipoise-reason: too-many-connections\r\nretry-after: 1\r\n"
+            )
+        else:
+            self._expect_head()
+
+    @override
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._forget_head()
+        served = self._served
+        if served is not None and not served.response_complete:
+            served.disconnected = True
+            served.message_event.set()
 
     @override
     def data_received(self, data: bytes) -> None:
@@ -47,14 +76,20 @@ class LimitedHeadProtocol(HttpToolsProtocol):
         if self._unread > MOST_HEAD_BYTES and not self.transport.is_closing():
             self._too_large = True
             self.send_400_response("")
+        elif self._head_due is None and not self._serving:
+            self._expect_head()
 
     @override
     def on_headers_complete(self) -> None:
         self._unread = 0
+        self._forget_head()
         if len(self.url) + sum(len(name) + len(value) for name, value in self.headers) > MOST_HEAD_BYTES:
             self._too_large = True
             raise HeadTooLargeError
         super().on_headers_complete()
+        if len(self.pipeline) == 1:
+            # read on: while nothing is read nobody sees the client leave
+            self.flow.resume_reading()
 
     @override
     def on_body(self, body: bytes) -> None:
@@ -63,13 +98,33 @@ class LimitedHeadProtocol(HttpToolsProtocol):
 
     @override
     def send_400_response(self, msg: str) -> None:
-        if not self._too_large:
+        if self._too_large:
+            self._refuse(b"431 Request Header Fields Too Large")
+        else:
             super().send_400_response(msg)
-            return
+
+    @override
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._served = cycle
+        super()._start_asgi_task(cycle, app)
+
+    @property
+    def _serving(self) -> bool:
+        return self._served is not None and not self._served.response_complete
+
+    def _refuse(self, status: bytes, headers: bytes = b"") -> None:
         self.transport.write(
-            b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+            b"HTTP/1.1 %s\r\n%scontent-length: 0\r\nconnection: close\r\n\r\n" % (status, headers)
         )
         self.transport.close()
+
+    def _expect_head(self) -> None:
+        self._head_due = self.loop.call_later(HEAD_SECONDS, self.transport.close)
+
+    def _forget_head(self) -> None:
+        if self._head_due is not None:
+            self._head_due.cancel()
+            self._head_due = None
 
 
 class _Server(uvicorn.Server):
@@ -90,7 +145,7 @@ class Listener:
         *,
         setting: str,
         tls: ssl.SSLContext | None = None,
-        protocol: type[LimitedHeadProtocol] = LimitedHeadProtocol,
+        protocol: type[GuardedProtocol] = GuardedProtocol,
     ) -> None:
         """Prepare it; `setting` names the variable to change where the port is taken."""
         self._address = (host, port)
@@ -112,6 +167,11 @@ class Listener:
         self._server = _Server(config)
         self._serving: asyncio.Task[None] | None = None
 
+    @property
+    def connections(self) -> int:
+        """How many are open."""
+        return len(self._server.server_state.connections)
+
     async def start(self) -> None:
         """Open the port. Raises ListenError."""
         host, port = self._address
@@ -131,6 +191,15 @@ class Listener:
                 self._serving.result()
                 raise ListenError(f"{self._setting}: {host}:{port}: the server ended at once")
             await asyncio.sleep(0.01)
+
+    async def drain(self) -> None:
+        """Take no more connections, close the idle ones, and return when the others have taken their answers."""
+        for server in self._server.servers:
+            server.close()
+        for connection in list(self._server.server_state.connections):
+            connection.shutdown()
+        while self.connections:  # noqa: ASYNC110 - uvicorn keeps them, and tells nobody
+            await asyncio.sleep(_GONE_SECONDS)
 
     async def stop(self, grace_seconds: float) -> None:
         """Close the port; give answers `grace_seconds` to end, then cut them off."""

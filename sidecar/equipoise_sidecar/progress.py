@@ -173,8 +173,8 @@ class _Event(msgspec.Struct, gc=False):
 
 
 _decode_event = msgspec.json.Decoder(_Event).decode
-_NAME = b"event: "
-_DATA = b"\ndata: "
+_NAME = b"event:"
+_DATA = b"\ndata:"
 
 
 class EventReader(Reader):
@@ -200,7 +200,7 @@ class EventReader(Reader):
     def _note(self, event: bytes) -> None:
         if not event.startswith(_NAME):
             return
-        name = event[len(_NAME) : event.find(b"\n")]
+        name = event[len(_NAME) : event.find(b"\n")].strip()
         if name.endswith((b".delta", b"_block_delta")):
             self.started = True
             self.generated += 1

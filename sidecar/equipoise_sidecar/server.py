@@ -1,16 +1,18 @@
 """The process: three ports, the tasks beside them, and an orderly end.
 
 Up: what is on disk is restored, then the ports open, the plain one first. Down (SIGTERM, SIGINT): readiness fails, new
-work is refused, what is queued or in flight gets its time, then the ports close. A second signal ends that time. A task
-that dies takes the process with it: a sidecar without its feedback or its clock must be restarted, not half alive.
+work is refused, what is queued or in flight gets its time, and so do clients that still read; then what is left gets an
+error and the ports close. A second signal ends that time. A task that dies takes the process with it: a sidecar without
+its feedback or its clock must be restarted, not half alive.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import secrets
 import signal
-from collections.abc import Coroutine
+from collections.abc import AsyncIterator, Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +113,8 @@ class Sidecar:
             log.info("serving", engine=str(settings.engine), data_port=settings.data_port)
             await self._stop.wait()
             await self._drained()
+            await self._until_sent(data)
+            self._pool.abandon()
         finally:
             await data.stop(CUT_SECONDS)
             await self._end_tasks()
@@ -235,23 +239,38 @@ class Sidecar:
             log.error("configuration file not taken, the former goes on", error=str(error))  # noqa: TRY400
 
     async def _drained(self) -> str:
-        """Refuse new work and wait for the old, at most as long as is allowed."""
+        """Refuse new work and wait for the old, at most as long as is allowed; what is queued still is then turned away."""
         self.dispatcher.drain()
         if self._drain_until is None:
             self._drain_until = asyncio.get_running_loop().time() + self._settings.drain_seconds
         try:
-            async with asyncio.timeout_at(self._drain_until) as patience:
-                self._patience.add(patience)
-                try:
-                    await self.dispatcher.drained()
-                finally:
-                    self._patience.discard(patience)
+            async with self._drain_time():
+                await self.dispatcher.drained()
         except TimeoutError:
             left = sum(1 for _ in self.dispatcher.tickets())
             log.warning("drain ran out of time", left=left)
+            self.dispatcher.turn_away()
             return f"timeout: {left} requests left"
         log.info("drained")
         return "drained"
+
+    async def _until_sent(self, data: Listener) -> None:
+        """Let clients take the rest of their answers in what is left of the drain's time."""
+        try:
+            async with self._drain_time():
+                await data.drain()
+        except TimeoutError:
+            log.warning("answers are cut off", connections=data.connections)
+
+    @contextlib.asynccontextmanager
+    async def _drain_time(self) -> AsyncIterator[None]:
+        """Raise TimeoutError when the drain's time is over. A second signal ends it at once."""
+        async with asyncio.timeout_at(self._drain_until) as patience:
+            self._patience.add(patience)
+            try:
+                yield
+            finally:
+                self._patience.discard(patience)
 
     async def _end_tasks(self) -> None:
         tasks = list(self._tasks)

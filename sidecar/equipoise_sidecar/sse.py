@@ -1,8 +1,8 @@
 r"""Server-sent events as bytes: found whole, read where needed, cut without re-encoding.
 
-The engine ends each event with an empty line (`\n\n`). For exact progress the sidecar asks it for a running `usage` in
-every chunk; what the client did not ask for is cut from the bytes again, so that it gets what the engine alone would
-have sent.
+The engine ends each event with an empty line (`\n\n`; `\r\n\r\n` is understood too). For exact progress the sidecar asks
+it for a running `usage` in every chunk; what the client did not ask for is cut from the bytes again, so that it gets
+what the engine alone would have sent.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ import msgspec
 from equipoise_sidecar.usage import ReportedUsage
 
 END = b"\n\n"
-DATA = b"data: "
+_CRLF_END = b"\r\n\r\n"
+DATA = b"data:"
 _USAGE = b',"usage":{'
-_USAGE_FIRST = b'data: {"usage"'
-_CLOSING = b"}\n\n"
+_USAGE_FIRST = (b'data: {"usage"', b'data:{"usage"')
 
 LONGEST_HELD = 8 * 1024 * 1024
 """Bytes of an unfinished event that are held back; beyond, they pass as they are."""
@@ -51,37 +51,43 @@ def read_chunk(event: bytes) -> Chunk | None:
 
 
 class Splitter:
-    """Bytes in, whole events out."""
+    """Bytes in, whole events out. Linear in the bytes, however they are cut."""
 
     __slots__ = ("_held",)
 
     def __init__(self) -> None:
-        self._held = b""
+        self._held = bytearray()
 
     def feed(self, data: bytes) -> list[bytes]:
         """Return the events that ended, each with its empty line. An unfinished one is held back."""
-        if self._held:
-            data = self._held + data
-            self._held = b""
+        held = self._held
+        if held:
+            seam = max(0, len(held) - len(_CRLF_END) + 1)
+            held += data
+            if held.find(END, seam) < 0 and held.find(_CRLF_END, seam) < 0:
+                return [self.rest()] if len(held) > LONGEST_HELD else []
+            data = self.rest()
         end = data.find(END)
-        if 0 <= end == len(data) - 2:
+        if 0 <= end == len(data) - len(END):
             return [data]
+        mark = _CRLF_END if end < 0 and _CRLF_END in data else END
         events = []
         start = 0
-        while end >= 0:
-            events.append(data[start : end + 2])
-            start = end + 2
-            end = data.find(END, start)
+        while (end := data.find(mark, start)) >= 0:
+            end += len(mark)
+            events.append(data[start:end])
+            start = end
         rest = data[start:]
         if len(rest) > LONGEST_HELD:
             events.append(rest)
         else:
-            self._held = rest
+            held += rest
         return events
 
     def rest(self) -> bytes:
         """Return what is held of an event that never ended."""
-        held, self._held = self._held, b""
+        held = bytes(self._held)
+        self._held.clear()
         return held
 
 
@@ -114,14 +120,15 @@ def cut_usage(event: bytes) -> bytes:
 def _without_usage(event: bytes) -> bytes:
     members = msgspec.json.decode(event[len(DATA) :], type=dict[str, msgspec.Raw])
     members.pop("usage", None)
-    return DATA + msgspec.json.encode(members) + END
+    return DATA + b" " + msgspec.json.encode(members) + END
 
 
 def append_fingerprint(event: bytes, member: bytes) -> bytes:
     """Return the event with `member` (`,"system_fingerprint":"..."`) at the end of its object."""
-    if not event.endswith(_CLOSING):
+    end = event.rfind(b"}")
+    if end < 0 or event[end + 1 :].strip():
         return event
-    return event[: -len(_CLOSING)] + member + _CLOSING
+    return event[:end] + member + event[end:]
 
 
 def fingerprint_member(fingerprint: str | None) -> bytes:

@@ -22,3 +22,7 @@ class EngineLostError(EngineError):
 
 class EngineGarbageError(EngineError):
     """The engine answered with something that is not HTTP."""
+
+
+class EngineAbandonedError(EngineError):
+    """The sidecar ends, and gave the answer up."""

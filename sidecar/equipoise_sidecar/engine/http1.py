@@ -139,6 +139,11 @@ class EngineConnection(asyncio.Protocol):
         self.abort()
         return False
 
+    def give_up(self, error: EngineError) -> None:
+        """Close at once; whoever waits for the answer gets `error`."""
+        self._fail(error)
+        self.abort()
+
     def abort(self) -> None:
         """Close at once; the engine sees its client leave."""
         if self._transport is not None:

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 from typing_extensions import override
 
-from equipoise_sidecar.engine.errors import EngineLostError, EngineUnreachableError
+from equipoise_sidecar.engine.errors import EngineAbandonedError, EngineLostError, EngineUnreachableError
 from equipoise_sidecar.engine.http1 import EngineConnection
 
 IDLE_SECONDS = 4.0
@@ -69,6 +69,7 @@ class EnginePool:
         self.address = address
         self.idle_seconds = idle_seconds
         self._idle: deque[EngineConnection] = deque()  # the last used one last
+        self._busy: set[EngineConnection] = set()
         self._sweeper: asyncio.TimerHandle | None = None
 
     @property
@@ -93,12 +94,18 @@ class EnginePool:
 
     def release(self, connection: EngineConnection) -> None:
         """Take a connection back, for reuse if its answer was read to the end; else the engine sees it closed."""
+        self._busy.discard(connection)
         if connection.released():
             loop = asyncio.get_running_loop()
             connection.idle_since = loop.time()
             self._idle.append(connection)
             if self._sweeper is None:
                 self._sweeper = loop.call_later(self.idle_seconds, self._sweep)
+
+    def abandon(self) -> None:
+        """Give up every answer that is not there yet; who awaits it gets EngineAbandonedError."""
+        for connection in list(self._busy):
+            connection.give_up(EngineAbandonedError("the sidecar is shutting down"))
 
     def close(self) -> None:
         """Close the idle connections."""
@@ -120,9 +127,11 @@ class EnginePool:
     async def _send(
         self, connection: EngineConnection, head: bytes, body: bytes, *, no_body: bool
     ) -> EngineConnection:
+        self._busy.add(connection)
         try:
             await connection.send(head, body, no_body=no_body)
         except BaseException:
+            self._busy.discard(connection)
             connection.abort()
             raise
         return connection

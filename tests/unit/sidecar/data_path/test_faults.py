@@ -1,6 +1,7 @@
 """Engines that fail and clients that leave, in every phase of a request: nobody waits for ever, nothing stays held."""
 
 import asyncio
+import gzip
 import json
 
 import pytest
@@ -26,11 +27,13 @@ class Scripted:
     def __init__(self, *acts):
         self.acts = acts
         self.asked = 0
+        self.heads: list[bytes] = []
         self.left = asyncio.Event()
         self.reached = asyncio.Event()
 
     async def __call__(self, connection: Connection) -> None:
-        while await connection.request():
+        while request := await connection.request():
+            self.heads.append(request[0].lower())
             self.asked += 1
             act = self.acts[min(self.asked, len(self.acts)) - 1]
             if isinstance(act, bytes):
@@ -219,6 +222,41 @@ async def test_garbage_inside_an_answer_passes_as_the_engine_sent_it(document):
             assert b"\xff\xfe" in got.body
             await way.settled(finished=1)
         faults.garbage_events = False
+
+
+@pytest.mark.parametrize("document", [HELLO, STREAM])
+async def test_an_answer_that_cannot_be_read_passes_and_is_charged_by_the_clock(document):
+    packed = gzip.compress(TOKEN % 1 + TOKEN % 2)
+    kind = b"content-type: text/event-stream\r\ncontent-encoding: gzip\r\n"
+    script = Scripted(answer(packed, headers=kind))
+    async with engine(script) as it, stack(it.url) as way:
+        got = await way.ask(document=document, headers={"accept-encoding": "gzip"})
+        assert got.body == packed
+        assert got.headers["content-encoding"] == "gzip"
+        await way.settled(finished=1)
+        assert b"accept-encoding" not in script.heads[0]
+        assert way.dispatcher.scheduler.shares(0.0)[0].total.prompt > 0
+
+
+@pytest.mark.parametrize("path", [CHAT, "/v1/messages"])
+async def test_answers_that_the_end_of_the_sidecar_cuts_off_say_so(path):
+    script = Scripted(then_wait(b""), then_wait(EVENTS + chunk(TOKEN % 1)))
+    async with engine(script) as it, stack(it.url) as way:
+        first = asyncio.create_task(way.ask(path))
+        await script.reached.wait()
+        reader, writer = await way.connect()
+        body = json.dumps(STREAM).encode()
+        writer.write(head(path, body) + body)
+        await reader.readuntil(b'"content":"a"')
+        way.pool.abandon()
+        got = await first
+        assert (got.status, got.headers["x-equipoise-reason"]) == (503, "draining")
+        assert got.headers["retry-after"] == "1"
+        rest = await reader.read()
+        writer.close()
+        assert b"the sidecar is shutting down" in rest
+        assert not rest.endswith(b"0\r\n\r\n")
+        await way.settled(failed=2)
 
 
 async def test_an_engine_that_dies_in_the_middle_and_comes_back(tmp_path):

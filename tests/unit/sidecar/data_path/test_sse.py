@@ -1,6 +1,7 @@
 """Event splitting and the usage surgery, on what a real vLLM sent."""
 
 import json
+import time
 from pathlib import Path
 
 import msgspec
@@ -155,6 +156,32 @@ def test_however_the_bytes_are_split_the_client_gets_the_same(data):
     assert b"".join([*map(split.feed, pieces), split.end()]) == expected
     assert split.generated == whole.generated
     assert split.usage == whole.usage
+
+
+@pytest.mark.parametrize("piece", [1, 7, 100_000])
+@pytest.mark.parametrize("name", CONTINUOUS)
+def test_an_engine_with_other_line_ends_reads_the_same(name, piece):
+    sequences, prompts = sequences_of(name)
+    fingerprint = fingerprint_member(FINGERPRINT)
+    expected = without_usage(name).replace(b"\n\n", b"\r\n\r\n").replace(b"data: ", b"data:")
+    stream = body(name).replace(b"\n\n", b"\r\n\r\n").replace(b"data: ", b"data:")
+    reader = ChunkReader(
+        sequences=sequences, prompts=prompts, cut=True, drop_last=True, fingerprint=fingerprint
+    )
+    got = [reader.feed(stream[at : at + piece]) for at in range(0, len(stream), piece)]
+    assert b"".join([*got, reader.end()]) == expected
+    assert any(got[: len(got) // 2]) or len(got) == 1, "nothing is kept back until the end"
+
+
+def test_a_long_event_in_small_pieces_takes_linear_time():
+    splitter = Splitter()
+    size, piece = 4 * 1024 * 1024, b"x" * 512
+    began = time.process_time()
+    for _ in range(size // len(piece)):
+        assert splitter.feed(piece) == []
+    (event,) = splitter.feed(b"\n\n")
+    assert time.process_time() - began < 1, "quadratic takes several seconds"
+    assert len(event) == size + 2
 
 
 @given(st.lists(st.binary(max_size=20).filter(lambda b: b"\n" not in b), max_size=8), st.data())

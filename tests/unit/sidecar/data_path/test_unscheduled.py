@@ -1,0 +1,104 @@
+"""What is passed on at once: its body is held within bounds, and a drain waits for it."""
+
+import asyncio
+
+import pytest
+from engine_fakes import Connection, answer, engine
+from stack import NOTHING, head, stack
+
+
+def counting():
+    """An engine that answers everything, and counts."""
+    seen: list[tuple[bytes, bytes]] = []
+
+    async def script(connection: Connection) -> None:
+        while request := await connection.request():
+            seen.append(request)
+            connection.send(answer(b"{}"))
+
+    script.seen = seen
+    return script
+
+
+@pytest.mark.parametrize("mode", ["Enforce", "PassThrough"])
+@pytest.mark.parametrize(("method", "path"), [("POST", "/health"), ("OPTIONS", "/v1/chat/completions")])
+async def test_whoever_need_not_prove_anything_may_send_no_more_than_64_kilobytes(method, path, mode):
+    script = counting()
+    async with engine(script) as it, stack(it.url, mode=mode) as way:
+        for size, status in ((65_536, 200), (65_537, 413)):
+            body = b"x" * size
+            assert (await way.ask(path, body, method=method)).status == status
+        assert len(script.seen) == 1
+        assert way.held() == NOTHING
+
+
+async def test_bodies_that_are_not_scheduled_count_against_the_queues_bytes():
+    async with engine(counting()) as it, stack(it.url, queue={"maxBytes": 1_048_576}) as way:
+        slow = []
+        for _ in range(2):
+            _, writer = await way.connect()
+            writer.write(head("/tokenize", b"x" * 500_000))
+            slow.append(writer)
+        async with asyncio.timeout(5):
+            while way.dispatcher.admission.held_bytes < 1_000_000:
+                await asyncio.sleep(0.005)
+        got = await way.ask("/tokenize", b"x" * 100_000)
+        assert (got.status, got.headers["x-equipoise-reason"]) == (429, "queue-bytes-full")
+        for writer in slow:
+            writer.close()
+        async with asyncio.timeout(5):
+            while way.held() != NOTHING:
+                await asyncio.sleep(0.005)
+        assert (await way.ask("/tokenize", b"x" * 100_000)).status == 200
+
+
+async def test_one_in_chunks_without_end_is_stopped_where_the_bytes_are():
+    async with engine(counting()) as it, stack(it.url, queue={"maxBytes": 1_048_576}) as way:
+        _, first = await way.connect()
+        first.write(head("/tokenize", b"x" * 1_000_000))
+        async with asyncio.timeout(5):
+            while way.dispatcher.admission.held_bytes < 1_000_000:
+                await asyncio.sleep(0.005)
+        reader, writer = await way.connect()
+        writer.write(b"POST /tokenize HTTP/1.1\r\nhost: s\r\ntransfer-encoding: chunked\r\n\r\n")
+        writer.write(b"19000\r\n" + b"x" * 0x19000 + b"\r\n")
+        assert (await reader.readuntil(b"\r\n")).startswith(b"HTTP/1.1 429 ")
+        writer.close()
+        first.close()
+
+
+async def test_too_large_a_body_is_refused_as_such_however_full_the_queue():
+    async with (
+        engine(counting()) as it,
+        stack(it.url, queue={"maxBytes": 1_048_576, "maxBodyBytes": 1024}) as way,
+    ):
+        _, writer = await way.connect()
+        writer.write(head("/tokenize", b"x" * 1000))
+        async with asyncio.timeout(5):
+            while way.dispatcher.admission.held_bytes < 1000:
+                await asyncio.sleep(0.005)
+        assert (await way.ask("/tokenize", b"x" * 2_000_000)).status == 413
+        writer.close()
+
+
+async def test_a_drain_waits_for_them_and_takes_no_more():
+    go = asyncio.Event()
+
+    async def script(connection: Connection) -> None:
+        await connection.request()
+        await go.wait()
+        connection.send(answer(b"{}"))
+
+    async with engine(script) as it, stack(it.url) as way:
+        asked = asyncio.create_task(way.ask("/tokenize", b"{}"))
+        async with asyncio.timeout(5):
+            while not it.connections:
+                await asyncio.sleep(0.005)
+        way.dispatcher.drain()
+        drained = asyncio.create_task(way.dispatcher.drained())
+        got = await way.ask("/tokenize", b"{}")
+        assert (got.status, got.headers["x-equipoise-reason"]) == (503, "draining")
+        assert not drained.done()
+        go.set()
+        assert (await asked).status == 200
+        await asyncio.wait_for(drained, 5)
