@@ -347,3 +347,49 @@ def test_request_that_stays_in_flight_over_generations_keeps_counting():
         scheduler.tick(float(tick))
     scheduler.progress(request, 10, 400, 3.0 * GENERATION)
     assert scheduler.bound(3.0 * GENERATION).undelivered == 10 + 2 * 400
+
+
+def test_output_beyond_its_prediction_and_what_is_taken_back_widen_the_bound():
+    scheduler = VTC(VTCSettings(prediction=PredictionSettings(prior_tokens=5)))
+    scheduler.enqueue(make_request("r", prompt=10, max_tokens=100), 0.0)
+    (request,) = drain(scheduler)
+    assert scheduler.watch.reach == (10 + 2 * 5) + (10 + 2 * 5)
+    scheduler.progress(request, 10, 50, 1.0)  # by the clock
+    assert scheduler.watch.reach == (10 + 2 * 50) + (10 + 2 * 5)
+    scheduler.settle(request, Usage(10, 20), Outcome.FINISHED, 2.0)
+    assert scheduler.watch.reach == (10 + 2 * 50) + (10 + 2 * 5 + 2 * 30)
+
+
+def test_dispatches_that_are_undone_do_not_add_up():
+    world = Prompts({"f": 1})
+    world.send("f", 100)
+    for _ in range(5):
+        world.scheduler.requeue(world.go(), 0.0)
+    assert world.scheduler.watch.reach == 100 + 100
+
+
+def test_who_was_away_between_two_looks_is_not_compared_over_them():
+    world = Prompts({"f": 1, "g": 1})
+    world.send("g", 100, 20)
+    world.send("f", 100)
+    (waiting,) = (r for r in world.scheduler.books.waiting.values() if r.tenant == "f")
+    world.scheduler.tick(0.0)
+    world.scheduler.cancel(waiting, 0.0)
+    world.serve(10)
+    world.send("f", 100, 5)
+    world.scheduler.tick(2.0)
+    assert world.scheduler.bound(2.0).gap == 0
+    world.serve()
+    world.scheduler.tick(4.0)
+    assert world.scheduler.bound(4.0).gap == 100
+
+
+def test_the_lead_of_a_light_tenant_over_a_heavy_one_is_seen():
+    """The heavy one's margin is so small that it is first at both ends of the comparison."""
+    world = Prompts({"light": 1, "heavy": 100})
+    world.send("light", 50, 2)
+    world.send("heavy", 100, 2)
+    world.scheduler.tick(0.0)
+    assert world.serve() == ["light"]
+    world.scheduler.tick(2.0)
+    assert world.scheduler.bound(2.0).gap == 50
