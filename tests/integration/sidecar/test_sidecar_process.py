@@ -37,7 +37,8 @@ async def ready(sidecar):
 class TestConfiguration:
     async def test_a_push_makes_it_ready_and_serve(self, sidecar):
         status, said = await sidecar.health("/readyz")
-        assert (status, said) == (503, "no configuration yet\n")
+        assert status == 503
+        assert said.startswith("no configuration yet\n")
         status, _, _ = await sidecar.chat("blue")
         assert status == 503
         config = make_config()
