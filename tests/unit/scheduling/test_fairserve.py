@@ -263,6 +263,19 @@ def test_users_order_is_untouched_by_a_dispatch_that_is_undone():
     assert [request.id for request in drain(scheduler)] == ["1", "2", "3"]
 
 
+def test_user_whose_only_request_is_put_back_is_not_lifted_to_the_others():
+    scheduler = make(prediction=NO_PREDICTION)
+    for name, user, prompt in [("1", "ann", 10), ("2", "bob", 100), ("3", "ann", 10), ("4", "bob", 100)]:
+        send(scheduler, make_request(name, user=user, prompt=prompt))
+    assert [request.id for request in drain(scheduler, most=2)] == ["1", "2"]
+    before = users(scheduler)
+    last = go(scheduler)
+    assert last.id == "3"
+    scheduler.requeue(last, 0.0)
+    assert users(scheduler) == before
+    assert before["ann"] < before["bob"]
+
+
 def test_idle_users_are_forgotten_once_they_would_be_lifted_anyway():
     scheduler = make(prediction=NO_PREDICTION)
     for at in range(300):
@@ -277,7 +290,8 @@ def test_forgotten_user_is_given_no_credit():
     scheduler = make(prediction=NO_PREDICTION)
     send(scheduler, make_request("steady", user="steady", prompt=1))
     for at in range(MOST_IDLE + 200):
-        send(scheduler, make_request(f"i{at}", user=f"invented-{at}", prompt=100 + at))
+        # So dear that the steady user's small ones never take it up to where these are.
+        send(scheduler, make_request(f"i{at}", user=f"invented-{at}", prompt=10_000 + at))
         while (request := go(scheduler)).user == "steady":
             finish(scheduler, [request], 0)
             send(scheduler, make_request(f"s{at}", user="steady", prompt=1))
@@ -286,7 +300,7 @@ def test_forgotten_user_is_given_no_credit():
     assert len(known) <= MOST_IDLE + 2
     assert "invented-0" not in known
     send(scheduler, make_request("again", user="invented-0"))
-    assert users(scheduler)["invented-0"] >= 100
+    assert users(scheduler)["invented-0"] >= 10_000
 
 
 # -- interactions
