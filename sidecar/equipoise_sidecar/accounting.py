@@ -143,11 +143,12 @@ class Accounting:
 def slo_kept(slo: SloTarget, ticket: Ticket, outcome: Outcome, now: float) -> bool | None:
     """Judge a request that ended at `now`: kept every target, broke one, or None where it cannot be judged.
 
-    A client that leaves before any target was broken is not judged. The first token of an answer that does not stream
-    is not seen: its TTFT and TPOT targets are left out.
+    A client that leaves before any target was broken is not judged, nor is a request that the engine refused. The first
+    token of an answer that does not stream is not seen: its TTFT and TPOT targets are left out.
     """
     arrival = ticket.request.arrival
-    if outcome is Outcome.REFUSED:
+    nothing = outcome is Outcome.FINISHED and not (ticket.prompt or ticket.generated)
+    if outcome is Outcome.REFUSED or nothing:
         return None
     if outcome in {Outcome.EXPIRED, Outcome.FAILED}:
         return False

@@ -222,6 +222,8 @@ class DataPath:
         if not streams:
             reader = WholeReader()
         ticket.streams = streams
+        if ticket.prefix is not None and ticket.prefix.goes_on:
+            reader.hearer = ticket.prefix.said
         good = answer.status < 400
         await client.start(answer.status, self._answer_head(answer, ticket))
         waiting = good
@@ -236,7 +238,9 @@ class DataPath:
                     seen = reader.generated
                     ticket.progress(reader.prompt, seen, exact=reader.exact)
                 if data:
+                    ticket.stalled = True
                     await client.write(data)
+                    ticket.stalled = False
         except EngineError as error:
             ticket.finish(Outcome.FAILED)
             if streams:
@@ -284,8 +288,6 @@ class DataPath:
 def _settlement(status: int, reader: Reader) -> tuple[Outcome, Usage | None]:
     """Say how an answer that came to its end ended, and what it used as far as the engine said so."""
     usage = reader.usage
-    if usage is None and reader.exact:
-        usage = Usage(prompt=reader.prompt or 0, generated=reader.generated)
     if reader.failed or status >= 500:
         return Outcome.FAILED, usage
     if status >= 400:

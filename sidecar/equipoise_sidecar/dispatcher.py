@@ -180,24 +180,28 @@ class Dispatcher:
         availability = self.availability
         if availability.pause is not None or (self.policy.enforce and not availability.reachable):
             return
-        scheduler, capacity, prefixes = self.scheduler, self.capacity, self.prefixes
+        scheduler, capacity = self.scheduler, self.capacity
         started: list[Request] = []
         tried: list[Request] = []
 
         def fits(candidate: Request) -> bool:
             tried.append(candidate)
-            prefix = self._tickets[candidate.id].prefix
-            candidate.cached_tokens = prefixes.estimate(prefix, candidate.prompt_tokens)
+            candidate.cached_tokens = self._cached(candidate)
             return capacity.fits(candidate, now)
 
         while (request := scheduler.next(now, fits)) is not None:
             self._dispatch(self._tickets[request.id], now)
+            scheduler.look_again(request.tenant, self._cached)
             started.append(request)
             tried.clear()
         self.next_up = tried[0] if tried else None
         self._collect_refused(now)
         if self.policy.enforce:
             self.shadows.decided(started, scheduler, now)
+
+    def _cached(self, request: Request) -> int:
+        """Estimate anew what the engine's cache will serve of a queued request."""
+        return self.prefixes.estimate(self._tickets[request.id].prefix, request.prompt_tokens)
 
     def _dispatch(self, ticket: Ticket, now: float) -> None:
         request = ticket.request
@@ -242,7 +246,7 @@ class Dispatcher:
         self.scheduler.requeue(ticket.request, now)
         self.shadows.returned(ticket.request, self.scheduler, now)
         ticket.phase = Phase.QUEUED
-        ticket.dispatched_at = None
+        ticket.forget()
         self.admission.held_bytes += ticket.held_bytes
         self.accounting[ticket.tenant].queued += 1
         self._arm_expiry(ticket, now)
@@ -277,18 +281,19 @@ class Dispatcher:
     def advanced(self, ticket: Ticket) -> None:
         """Charge what was delivered."""
         if ticket.phase is Phase.IN_FLIGHT:
-            self._deliver(ticket, self.clock())
+            now = ticket.seen_at = self.clock()
+            self._deliver(ticket, now)
 
     def _deliver(self, ticket: Ticket, now: float) -> None:
         request = ticket.request
         self.scheduler.progress(request, ticket.prompt, ticket.generated, now)
-        self.capacity.gate.progress(request, ticket.prompt, ticket.generated, estimated=not ticket.streams)
+        self.capacity.gate.progress(request, ticket.prompt, ticket.generated, estimated=not ticket.shows)
 
     def _by_the_clock(self, ticket: Ticket, now: float) -> None:
-        """Estimate the progress of an answer that does not show any: age times the measured pace, capped."""
+        """Estimate the progress of an answer that shows none, or no more: the time since, times the pace, capped."""
         pace = self.pace.tokens_per_second(now)
-        if pace is not None and ticket.dispatched_at is not None and ticket.facts.kind.generates:
-            ticket.assume(int((now - ticket.dispatched_at) * pace) * ticket.request.sequences)
+        if pace is not None:
+            ticket.advance(now, pace)
 
     # -- the end
 
@@ -318,28 +323,11 @@ class Dispatcher:
             if outcome in {Outcome.EXPIRED, Outcome.FAILED}:
                 account.waited(now - request.arrival, now)
         else:
-            usage = self._usage(ticket, outcome, now) if usage is None else usage
-            usage = self._with_gpu(ticket, usage, now)
-            self.capacity.gate.progress(request, usage.prompt, usage.generated, estimated=not ticket.streams)
-            self._land(ticket, now, usage.generated if usage.exact and outcome is Outcome.FINISHED else None)
-            ticket.prompt, ticket.generated = usage.prompt, usage.generated
-            # embeddings and refused requests say nothing of how long answers are
-            teaches = usage.exact and usage.generated > 0
-            charged = usage if teaches else replace(usage, exact=False)
-            self.scheduler.settle(request, charged, outcome, now)
-            self.shadows.ended(request, charged, outcome, self.scheduler, now)
-            if ticket.first_token_at is not None or (usage.exact and usage.prompt):
-                self.prefixes.ended(ticket.prefix, request, usage, ticket.facts.kind, self.engine_profile)
-            else:
-                self.prefixes.undone(ticket.prefix)
-            if usage.exact and usage.prompt:
-                self.sizing.learn(request.tenant, ticket.facts, usage.prompt)
-            if ticket.first_token_at is None:
-                account.waited(ticket.queued_seconds, now)
-            self.availability.resume()
+            self._settle(ticket, outcome, usage, now)
         ticket.phase = Phase.ENDED
         ticket.outcome = outcome
         del self._tickets[request.id]
+        self.scheduler.look_again(request.tenant, self._cached)
         account.outcomes[outcome] = account.outcomes.get(outcome, 0) + 1
         if ticket.slo is not None and (kept := slo_kept(ticket.slo, ticket, outcome, now)) is not None:
             account.judged(kept, now)
@@ -348,20 +336,32 @@ class Dispatcher:
             ticket.decide(verdict)
         self._look_idle()
 
-    def _usage(self, ticket: Ticket, outcome: Outcome, now: float) -> Usage:
-        """Give what was seen or estimated of an answer that broke off, or never said what it used.
-
-        A client that leaves keeps its prompt charged, for the engine has computed it; a failure before the first token
-        delivered nothing.
-        """
-        if not ticket.streams and outcome is not Outcome.FAILED:
-            self._by_the_clock(ticket, now)
-        prompt = ticket.prompt
-        if outcome is not Outcome.FAILED:
-            prompt = prompt or ticket.request.prompt_tokens
-        # cached tokens have a price of their own only where the engine reports them
-        cached = ticket.request.cached_tokens if self.engine_profile.reports_cached_tokens else 0
-        return Usage(prompt, ticket.generated, min(cached, prompt), exact=False)
+    def _settle(self, ticket: Ticket, outcome: Outcome, usage: Usage | None, now: float) -> None:
+        """Take in what a request in flight used, and what that teaches. `usage`: where the engine has said it."""
+        request, profile = ticket.request, self.engine_profile
+        reported = usage is not None and usage.exact
+        if usage is None:
+            if not ticket.shows and outcome is not Outcome.FAILED:
+                self._by_the_clock(ticket, now)
+            usage = ticket.usage(outcome, reports_cached=bool(profile.reports_cached_tokens))
+        usage = self._with_gpu(ticket, usage, now)
+        self.capacity.gate.progress(request, usage.prompt, usage.generated, estimated=not ticket.shows)
+        whole = usage.teaches and outcome is Outcome.FINISHED
+        self._land(ticket, now, usage.generated if whole else None)
+        ticket.prompt, ticket.generated = usage.prompt, usage.generated
+        self.scheduler.settle(request, usage, outcome, now)
+        self.shadows.ended(request, usage, outcome, self.scheduler, now)
+        if ticket.first_token_at is not None or (usage.exact and usage.prompt):
+            self.prefixes.ended(ticket.prefix, request, usage)
+            if reported:
+                self.prefixes.reported(ticket.prefix, request, usage, ticket.facts.kind, profile)
+        else:
+            self.prefixes.undone(ticket.prefix)
+        if usage.exact and usage.prompt:
+            self.sizing.learn(request.tenant, ticket.facts, usage.prompt)
+        if ticket.first_token_at is None:
+            self.accounting[ticket.tenant].waited(ticket.queued_seconds, now)
+        self.availability.resume()
 
     def _with_gpu(self, ticket: Ticket, usage: Usage, now: float) -> Usage:
         """Add the mean GPU utilisation over the request's time in the engine, where it is known."""
@@ -396,7 +396,7 @@ class Dispatcher:
         """Let time pass, a few times a second: what does not stream advances by the clock. O(in flight)."""
         now = self.clock()
         for ticket in self._tickets.values():
-            if ticket.phase is Phase.IN_FLIGHT and not ticket.streams:
+            if ticket.phase is Phase.IN_FLIGHT and not ticket.shows:
                 self._by_the_clock(ticket, now)
                 self._deliver(ticket, now)
         if now - self._scheduler_ticked >= SCHEDULER_TICK_SECONDS:

@@ -18,6 +18,8 @@ class PromptBytes:
     """As far as they are looked at."""
     sizes: tuple[int, ...]
     """Bytes of each, all of it."""
+    goes_on: bool = False
+    """Whether one answer comes of it that a next turn would bring back as `prompt_bytes` lays it out."""
 
 
 class EndpointKind(StrEnum):

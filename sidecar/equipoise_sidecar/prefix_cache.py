@@ -7,6 +7,9 @@ and how large its KV cache is; the index has the room of that cache, and is empt
 A prompt enters the index when it is dispatched: what the engine gets earlier it computes earlier, and it shares blocks
 from when they are scheduled. So two that wait count nothing on each other, and the second one's estimate is made anew when
 its turn comes. What ends before its first token is taken out again, unless it was known before.
+
+The engine keeps what it generated too. A chat's answer is hashed as it passes by, behind its prompt and as the next turn will
+bring it back, and enters the index at its end.
 """
 
 from __future__ import annotations
@@ -17,7 +20,8 @@ from equipoise_scheduling.prediction_error import ErrorTracker
 from equipoise_scheduling.request import Request, Usage
 from equipoise_sidecar.engine.signals import EngineSignals
 from equipoise_sidecar.facts import EndpointKind, EngineProfile, Facts
-from equipoise_sidecar.prefix_index import ENDS, PrefixIndex
+from equipoise_sidecar.prefix_index import ENDS, Blocks, PrefixIndex
+from equipoise_sidecar.prompt_bytes import ANSWER_BEGINS, ANSWER_ENDS
 
 KV_BLOCK_TOKENS = 16
 """Of a KV block where the engine does not say: vLLM's default."""
@@ -31,9 +35,9 @@ _REPORTING = frozenset((EndpointKind.CHAT, EndpointKind.COMPLETIONS))
 
 @dataclass(slots=True)
 class Chain:
-    """One prompt of a request."""
+    """One prompt of a request, and what came of it."""
 
-    keys: list[bytes]
+    blocks: Blocks
     new: int = 0
     """First block that was not known when the request was dispatched."""
 
@@ -45,12 +49,29 @@ class Prefix:
     chains: list[Chain]
     sizes: tuple[int, ...]
     """Bytes of each prompt."""
+    goes_on: bool = False
+    """Whether a next turn would bring the answer back."""
     matched: int = 0
     """Tokens known when the request was dispatched, uncorrected."""
     size: int = field(init=False)
+    _answering: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
         self.size = sum(self.sizes)
+
+    def said(self, text: bytes) -> None:
+        """Take a piece of the answer, of one that goes on; `text` as JSON has it in a string. Linear in its bytes."""
+        blocks = self.chains[0].blocks
+        if not self._answering:
+            self._answering = True
+            blocks.add(ANSWER_BEGINS)
+        blocks.add(text)
+
+    def ended(self) -> None:
+        """Take the end of the answer, if there was any."""
+        if self._answering:
+            self._answering = False
+            self.chains[0].blocks.add(ANSWER_ENDS)
 
 
 class Agreement:
@@ -131,10 +152,10 @@ class PrefixCache:
             return None
         chains, room = [], len(ENDS)
         for prompt in prompts.prompts:
-            keys = self.index.keys(tenant, prompts.root, prompt, room)
-            room -= len(keys)
-            chains.append(Chain(keys))
-        return Prefix(chains, prompts.sizes)
+            blocks = self.index.blocks(tenant, prompts.root, prompt, room)
+            room -= len(blocks.keys)
+            chains.append(Chain(blocks))
+        return Prefix(chains, prompts.sizes, prompts.goes_on)
 
     def estimate(self, prefix: Prefix | None, prompt_tokens: int) -> int:
         """Return the tokens of a prompt that the engine's cache is expected to serve. O(known blocks)."""
@@ -145,7 +166,7 @@ class PrefixCache:
     def _known(self, prefix: Prefix, prompt_tokens: int) -> int:
         total = 0
         for chain, size in zip(prefix.chains, prefix.sizes, strict=True):
-            if shared := self.index.shared(chain.keys):
+            if shared := self.index.shared(chain.blocks.keys):
                 each = prompt_tokens / prefix.size
                 # the last token is always computed, for the one after it follows from it
                 total += int(min(shared * each, size * each - 1) // self._block) * self._block
@@ -161,15 +182,29 @@ class PrefixCache:
         prefix.matched = self._known(prefix, request.prompt_tokens)
         self._matched += prefix.matched
         for chain in prefix.chains:
-            chain.new = self.index.add(chain.keys, _tokens_a_byte(prefix, request))
+            chain.new = self.index.add(chain.blocks.keys, _tokens_a_byte(prefix, request))
 
     def undone(self, prefix: Prefix | None) -> None:
         """Note that the engine did not compute what was dispatched."""
         if prefix is not None:
             for chain in prefix.chains:
-                self.index.drop(chain.keys[chain.new :])
+                self.index.drop(chain.blocks.keys[chain.new :])
 
-    def ended(
+    def ended(self, prefix: Prefix | None, request: Request, usage: Usage) -> None:
+        """Note that a computed request ended: its blocks are the engine's newest."""
+        if not self.active:
+            return
+        rest = float(usage.prompt + usage.generated)
+        if prefix is not None:
+            prefix.ended()
+            each = _tokens_a_byte(prefix, request)
+            for chain in prefix.chains:
+                keys = chain.blocks.keys
+                self.index.add(keys, each)
+                rest -= each * (ENDS[len(keys) - 1] if keys else 0)
+        self.index.occupy(rest)
+
+    def reported(
         self,
         prefix: Prefix | None,
         request: Request,
@@ -177,24 +212,10 @@ class PrefixCache:
         kind: EndpointKind,
         profile: EngineProfile,
     ) -> None:
-        """Note that a computed request ended: its blocks are the engine's newest, and what it used is known."""
-        if not self.active:
+        """Hold what was expected of a request that was answered to its end against the engine's own word."""
+        if not self.active or prefix is None or request.sequences != 1:
             return
-        rest = float(usage.prompt + usage.generated)
-        if prefix is not None:
-            each = _tokens_a_byte(prefix, request)
-            for chain in prefix.chains:
-                self.index.add(chain.keys, each)
-                rest -= each * (ENDS[len(chain.keys) - 1] if chain.keys else 0)
-        self.index.occupy(rest)
-        alone = request.sequences == 1
-        if (
-            prefix is not None
-            and usage.exact
-            and alone
-            and kind in _REPORTING
-            and profile.reports_cached_tokens
-        ):
+        if kind in _REPORTING and profile.reports_cached_tokens:
             # how long the prompt was taken to be is not the cache's error
             known = prefix.matched * usage.prompt / max(1, request.prompt_tokens)
             self.agreement.seen(known, usage.cached)

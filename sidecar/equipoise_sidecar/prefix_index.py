@@ -29,6 +29,32 @@ MOST_ENTRIES = 65_536
 _DIGEST_BYTES = 16
 
 
+class Blocks:
+    """The keys of a text's whole blocks, as the text comes. Hashes are kept, and nothing of the text."""
+
+    __slots__ = ("_left", "_most", "_state", "keys")
+
+    def __init__(self, state: blake2b, most: int) -> None:
+        self.keys: list[bytes] = []
+        self._state = state
+        self._most = most
+        self._left = 0
+        """Bytes until the block that has begun ends; 0: none has."""
+
+    def add(self, text: bytes) -> None:
+        """Take what comes next. Linear in the bytes looked at."""
+        state, keys, begin, size = self._state, self.keys, 0, len(text)
+        while begin < size and len(keys) < self._most:
+            end = begin + (self._left or _SIZES[len(keys)])
+            state.update(text[begin:end])
+            if end > size:
+                self._left = end - size
+                return
+            self._left = 0
+            keys.append(state.digest())
+            begin = end
+
+
 class PrefixIndex:
     """Blocks by key, the most recently used last, with the tokens that each takes of the engine's cache.
 
@@ -47,23 +73,16 @@ class PrefixIndex:
     def __len__(self) -> int:
         return len(self._entries)
 
-    def keys(self, tenant: str, root: bytes, prompt: bytes, most: int = len(ENDS)) -> list[bytes]:
-        """Return the keys of a prompt's whole blocks, the first `most` of them. Linear in the bytes looked at.
+    def blocks(self, tenant: str, root: bytes, prompt: bytes, most: int = len(ENDS)) -> Blocks:
+        """Return the first `most` blocks of a prompt, to which more may come. Linear in the bytes looked at.
 
         `root`: what else must be equal.
         """
         name = tenant.encode()
-        state = blake2b(b"%d:%b%b" % (len(name), name, root), key=self._secret, digest_size=_DIGEST_BYTES)
-        update, digest = state.update, state.digest
-        keys = []
-        begin, size = 0, len(prompt)
-        for end in ENDS[:most]:
-            if end > size:
-                break
-            update(prompt[begin:end])
-            keys.append(digest())
-            begin = end
-        return keys
+        start = b"%d:%b%b" % (len(name), name, root)
+        blocks = Blocks(blake2b(start, key=self._secret, digest_size=_DIGEST_BYTES), most)
+        blocks.add(prompt)
+        return blocks
 
     def known(self, keys: Sequence[bytes]) -> int:
         """Return how many blocks from the beginning of a chain are here. Linear in that number."""

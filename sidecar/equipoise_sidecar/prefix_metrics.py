@@ -12,8 +12,16 @@ from equipoise_sidecar.prefix_cache import PrefixCache
 def prefix_metrics(prefixes: PrefixCache) -> Iterator[Metric]:
     """Read the estimator. O(1)."""
     yield _gauge("active", "1 while cached prompt tokens are estimated.", prefixes.active)
-    yield _gauge("index_tokens", "Tokens that the index takes for cached.", prefixes.index.tokens)
-    yield _gauge("index_capacity_tokens", "Tokens that it has room for.", prefixes.index.capacity)
+    yield _gauge(
+        "index_tokens",
+        "Prompt and output tokens that the sidecar takes the engine's prefix cache to hold.",
+        prefixes.index.tokens,
+    )
+    yield _gauge(
+        "index_capacity_tokens",
+        "Tokens that the sidecar takes the engine's prefix cache to have room for.",
+        prefixes.index.capacity,
+    )
     yield _gauge(
         "agreement_ratio",
         "Share of the prompt tokens found in the index that the engine lately served from its cache.",
@@ -25,11 +33,21 @@ def prefix_metrics(prefixes: PrefixCache) -> Iterator[Metric]:
         prefixes.predicted_tokens,
     )
     yield _counter(
-        "reported_tokens", "Cached prompt tokens of the same requests, as reported.", prefixes.reported_tokens
+        "reported_tokens",
+        "Cached prompt tokens as the engine reported them, of requests whose usage says them.",
+        prefixes.reported_tokens,
     )
     error = prefixes.error.error()
-    yield _gauge("error_tokens", "Mean absolute error of the last 500 such estimates.", error.mean_absolute)
-    yield _gauge("bias_tokens", "Mean of estimated less reported tokens, of the same.", error.bias)
+    yield _gauge(
+        "error_tokens",
+        "Mean absolute error of the last 500 estimates of cached prompt tokens.",
+        error.mean_absolute,
+    )
+    yield _gauge(
+        "bias_tokens",
+        "Mean of estimated less reported cached prompt tokens, of the last 500 estimates.",
+        error.bias,
+    )
 
 
 def _gauge(name: str, about: str, value: float) -> GaugeMetricFamily:

@@ -7,12 +7,14 @@ attributes, cumulative over all sequences, and changes with each `feed`.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 
 import msgspec
 from typing_extensions import override
 
 from equipoise_scheduling.request import Usage
-from equipoise_sidecar.sse import Splitter, append_fingerprint, cut_usage, read_chunk
+from equipoise_sidecar.said import Said
+from equipoise_sidecar.sse import Splitter, append_fingerprint, cut_usage, read_chunk, read_message
 from equipoise_sidecar.usage import ReportedUsage, usage_at_end, usage_of_answer
 
 LONGEST_KEPT = 8 * 1024 * 1024
@@ -23,7 +25,7 @@ _TAIL = 64 * 1024
 class Reader(ABC):
     """An answer on its way through."""
 
-    __slots__ = ("exact", "failed", "generated", "prompt", "started", "usage")
+    __slots__ = ("exact", "failed", "generated", "hearer", "prompt", "started", "usage")
 
     def __init__(self) -> None:
         self.started = False
@@ -37,6 +39,8 @@ class Reader(ABC):
         """The final count."""
         self.failed = False
         """The engine said that it failed."""
+        self.hearer: Callable[[bytes], object] | None = None
+        """Told the text of a chat's only answer, piece by piece."""
 
     @abstractmethod
     def feed(self, data: bytes) -> bytes:
@@ -45,6 +49,15 @@ class Reader(ABC):
     @abstractmethod
     def end(self) -> bytes:
         """Take the answer's end; return what was still held."""
+
+    def _hear(self, said: Said | None) -> None:
+        if self.hearer is None or said is None:
+            return
+        text = said.text()
+        if text is None:
+            self.hearer = None
+        elif text:
+            self.hearer(text)
 
 
 class WholeReader(Reader):
@@ -69,7 +82,10 @@ class WholeReader(Reader):
     @override
     def end(self) -> bytes:
         body = b"".join(self._kept)
-        self.usage = usage_of_answer(body) if len(body) == self._length else usage_at_end(body)
+        whole = len(body) == self._length
+        self.usage = usage_of_answer(body) if whole else usage_at_end(body)
+        if whole and self.hearer is not None:
+            self._hear(read_message(body))
         return b""
 
 
@@ -121,6 +137,7 @@ class ChunkReader(Reader):
         choices = chunk.choices
         if choices:
             self.started = True
+            self._hear(choices[0].delta)
             if usage is None:
                 self._count(event)
                 return event

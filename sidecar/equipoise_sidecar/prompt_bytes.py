@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from equipoise_sidecar.body import Body
+from equipoise_sidecar.body import Body, read_bool
 from equipoise_sidecar.facts import EndpointKind, Facts, PromptBytes
 
 MOST_BYTES = 256 * 1024
@@ -39,6 +39,8 @@ _MEDIA = frozenset(("image_url", "image_embeds", "image_pil", "input_audio", "au
 _MEDIA_TYPES = ("image", "audio", "video")
 _UNREADABLE = (msgspec.MsgspecError, ValueError, TypeError, OverflowError, RecursionError)
 _encode = msgspec.json.Encoder(order="sorted").encode
+ANSWER_BEGINS, ANSWER_ENDS = _encode({"role": "assistant", "content": "|"}).split(b"|")
+"""What stands around an answer in the prompt of its conversation's next turn."""
 
 
 def prompt_bytes(facts: Facts, body: Body, conversation: Any) -> PromptBytes | None:
@@ -48,6 +50,8 @@ def prompt_bytes(facts: Facts, body: Body, conversation: Any) -> PromptBytes | N
     """
     path, kind = facts.path, facts.kind
     try:
+        if _reads_no_cache(kind, body):
+            return None
         match kind:
             case EndpointKind.COMPLETIONS:
                 prompts = tuple(map(_item, _items(conversation)))
@@ -63,7 +67,23 @@ def prompt_bytes(facts: Facts, body: Body, conversation: Any) -> PromptBytes | N
     sizes = [len(prompt) for prompt in prompts]
     if sizes and sizes[0] > MOST_BYTES and kind is not EndpointKind.COMPLETIONS:
         sizes[0] = max(sizes[0], facts.text_bytes)
-    return PromptBytes(b"".join([b"%d:%b" % (len(part), part) for part in parts]), prompts, tuple(sizes))
+    root = b"".join([b"%d:%b" % (len(part), part) for part in parts])
+    goes_on = kind is EndpointKind.CHAT and facts.sequences == 1 and not _is_answer(conversation)
+    return PromptBytes(root, prompts, tuple(sizes), goes_on)
+
+
+def _reads_no_cache(kind: EndpointKind, body: Body) -> bool:
+    """Say whether the engine computes all of a prompt because it is to tell the probabilities of its tokens."""
+    if body.value("prompt_logprobs") is not None:
+        return True
+    echoes = kind is EndpointKind.COMPLETIONS and read_bool(body.value("echo"))
+    return bool(echoes) and body.value("logprobs") is not None
+
+
+def _is_answer(conversation: Any) -> bool:
+    """Say whether the last turn is the model's own, which it goes on with."""
+    last = conversation[-1] if isinstance(conversation, list) and conversation else None
+    return isinstance(last, dict) and last.get("role") == "assistant"
 
 
 def _conversation(kind: EndpointKind, body: Body, turns: Any, *, media: bool) -> bytes:
@@ -81,19 +101,22 @@ def _conversation(kind: EndpointKind, body: Body, turns: Any, *, media: bool) ->
     for place, turn in enumerate(turns):
         if place == first:
             parts.append(tools)
-        parts.append(_encode(_cut(turn)))
+        parts.append(_encode(_plain(turn)))
         length += len(parts[-1])
         if length > MOST_BYTES:
             break
     return b"".join(parts)
 
 
-def _cut(turn: Any) -> Any:
-    """Return a turn with no more of its text than is looked at."""
+def _plain(turn: Any) -> Any:
+    """Return a turn without members that say nothing, which clients send or leave out, and no more text than is looked at."""
     if isinstance(turn, str):
         return turn[:MOST_BYTES]
-    if isinstance(turn, dict) and isinstance(text := turn.get("content"), str) and len(text) > MOST_BYTES:
-        return {**turn, "content": text[:MOST_BYTES]}
+    if not isinstance(turn, dict):
+        return turn
+    turn = {name: value for name, value in turn.items() if value is not None and value != []}
+    if isinstance(text := turn.get("content"), str) and len(text) > MOST_BYTES:
+        turn["content"] = text[:MOST_BYTES]
     return turn
 
 

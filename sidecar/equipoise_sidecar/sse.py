@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import msgspec
 
+from equipoise_sidecar.said import Said
 from equipoise_sidecar.usage import ReportedUsage
 
 END = b"\n\n"
@@ -26,10 +27,13 @@ class Choice(msgspec.Struct, gc=False):
 
     index: int = 0
     finish_reason: str | None = None
+    delta: Said | None = None
+    message: Said | None = None
+    """Of a whole answer."""
 
 
 class Chunk(msgspec.Struct, gc=False):
-    """A chunk of a chat or completions stream, or the error that ends one."""
+    """A chunk of a chat or completions stream, the error that ends one, or a whole answer."""
 
     choices: list[Choice] | None = None
     usage: ReportedUsage | None = None
@@ -48,6 +52,15 @@ def read_chunk(event: bytes) -> Chunk | None:
         return _decode_chunk(event[len(DATA) :])
     except (msgspec.MsgspecError, ValueError, RecursionError):
         return None
+
+
+def read_message(body: bytes) -> Said | None:
+    """Return the first message of a whole chat answer; None where there is none."""
+    try:
+        choices = _decode_chunk(body).choices
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        return None
+    return choices[0].message if choices else None
 
 
 class Splitter:

@@ -70,7 +70,10 @@ class Ticket:
         "prefix",
         "prompt",
         "request",
+        "seen",
+        "seen_at",
         "slo",
+        "stalled",
         "streams",
     )
 
@@ -99,8 +102,14 @@ class Ticket:
         """Output tokens delivered, over all sequences."""
         self.exact = False
         """Whether these come from the engine's own usage."""
+        self.seen = 0
+        """Of `generated`, what the answer showed; the rest is by the clock."""
+        self.seen_at: float | None = None
+        """When it last showed anything."""
         self.streams = facts.stream
-        """Whether progress shows while the answer comes; if not, the clock stands in."""
+        """Whether the answer comes piece by piece."""
+        self.stalled = False
+        """Whether the client has yet to take what it was sent last: nothing more is read from the engine meanwhile."""
         self.expiry: asyncio.TimerHandle | None = None
         """Set while it is queued: when it has waited long enough."""
 
@@ -108,6 +117,11 @@ class Ticket:
     def tenant(self) -> str:
         """Identifier of the tenant that pays."""
         return self.request.tenant
+
+    @property
+    def shows(self) -> bool:
+        """Whether progress shows while the answer comes; where it does not, the clock stands in."""
+        return self.streams and not self.stalled
 
     @property
     def priority(self) -> int:
@@ -170,15 +184,37 @@ class Ticket:
         self.streams = True
         if prompt is not None:
             self.prompt = prompt
-        self.generated = max(self.generated, generated)
+        self.generated = generated if exact else max(self.generated, generated)
+        self.seen = generated
         self.exact = exact
         self._owner.advanced(self)
 
-    def assume(self, generated: int) -> None:
-        """Take so many tokens for delivered, and the prompt with them: never fewer than before, nor more than allowed."""
-        self.generated = max(self.generated, min(generated, self.request.max_output))
+    def advance(self, now: float, tokens_per_second: float) -> None:
+        """Take for delivered what a sequence makes at this pace since the answer last showed any, within what is allowed."""
+        since = self.dispatched_at if self.seen_at is None else self.seen_at
+        if since is None or not self.facts.kind.generates:
+            return
+        made = self.seen + int((now - since) * tokens_per_second) * self.request.sequences
+        self.generated = max(self.generated, min(made, self.request.max_output))
         if self.generated:
             self.prompt = self.prompt or self.request.prompt_tokens
+
+    def usage(self, outcome: Outcome, *, reports_cached: bool) -> Usage:
+        """Give what was seen or estimated of an answer that broke off, or never said in all what it used.
+
+        A client that leaves keeps its prompt charged, for the engine has computed it; a failure before the first token
+        delivered nothing. Cached tokens have a price of their own only where the engine reports them.
+        """
+        prompt = self.prompt
+        if outcome is not Outcome.FAILED:
+            prompt = prompt or self.request.prompt_tokens
+        cached = min(self.request.cached_tokens, prompt) if reports_cached else 0
+        return Usage(prompt, self.generated, cached, exact=self.exact and outcome is Outcome.FINISHED)
+
+    def forget(self) -> None:
+        """Begin anew: the engine did not take it, whatever the clock said."""
+        self.prompt = self.generated = self.seen = 0
+        self.dispatched_at = self.seen_at = None
 
     def finish(self, outcome: Outcome, usage: Usage | None = None) -> None:
         """End it. Without usage what was seen or estimated stays charged. The first outcome stands."""

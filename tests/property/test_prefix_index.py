@@ -1,14 +1,21 @@
 """Whatever was seen before: an estimate fits its prompt, grows with what is shared, and the index keeps its bounds."""
 
+import json
+from itertools import pairwise
+
+import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from equipoise_scheduling.request import Request, Usage
+from equipoise_sidecar.body import Body
 from equipoise_sidecar.engine.signals import EngineSignals
 from equipoise_sidecar.facts import EndpointKind, EngineProfile, Facts, PromptBytes
 from equipoise_sidecar.prefix_cache import PrefixCache
-from equipoise_sidecar.prefix_index import BLOCK, MOST_ENTRIES, PrefixIndex
+from equipoise_sidecar.prefix_index import BLOCK, ENDS, MOST_ENTRIES, PrefixIndex
+from equipoise_sidecar.reading import read_facts
+from equipoise_sidecar.said import Said
 
 PROFILE = EngineProfile(reports_cached_tokens=True)
 TEXT = bytes(range(256)) * 40
@@ -38,7 +45,8 @@ def test_an_estimate_fits_its_prompt_and_grows_with_what_is_shared(block, pool, 
         assert 0 <= request.cached_tokens < max(1, tokens)
         cache.dispatched(prefix, request)
         usage = Usage(tokens, generated, int(served * tokens))
-        cache.ended(prefix, request, usage, EndpointKind.CHAT, PROFILE)
+        cache.ended(prefix, request, usage)
+        cache.reported(prefix, request, usage, EndpointKind.CHAT, PROFILE)
         index = cache.index
         assert index.tokens <= pool + 1e-6
         assert index.tokens == pytest.approx(sum(index._entries.values()), abs=1e-6)
@@ -54,7 +62,7 @@ def test_an_estimate_fits_its_prompt_and_grows_with_what_is_shared(block, pool, 
 @given(st.lists(st.tuples(st.sampled_from("ao"), st.integers(0, 40), st.floats(0, 90)), max_size=60))
 def test_the_end_of_a_chain_goes_before_its_beginning(events):
     index = PrefixIndex(capacity=1000)
-    chains = [index.keys("t", b"", TEXT[: 40 * BLOCK]), index.keys("t", b"x", TEXT[: 40 * BLOCK])]
+    chains = [index.blocks("t", root, TEXT[: 40 * BLOCK]).keys for root in (b"", b"x")]
     for what, number, tokens in events:
         if what == "a":
             index.add(chains[number % 2][:number], 0.4)
@@ -72,3 +80,40 @@ def test_the_number_of_entries_is_bounded_however_small_they_are():
     for _ in range(MOST_ENTRIES + 10):
         index.occupy(1.0)
     assert len(index) == MOST_ENTRIES
+
+
+def turn(messages):
+    """What is made of a chat's body."""
+    body = Body.parse(json.dumps({"model": "m", "messages": messages}).encode())
+    return read_facts("/v1/chat/completions", EndpointKind.CHAT, body, prefixes=True)
+
+
+def hashed(cache, messages):
+    return cache.read("t", turn(messages)).chains[0].blocks.keys
+
+
+@settings(deadline=None)
+@given(
+    asked=st.text(max_size=3000),
+    answer=st.text(max_size=3000),
+    more=st.text(max_size=300),
+    cuts=st.lists(st.integers(0, 3000), max_size=20),
+    escaped=st.booleans(),
+)
+@example(asked="", answer='say "\\" and \n \x7f \u2028 é 𝄞' * 40, more="", cuts=[3, 4, 5, 60], escaped=True)
+def test_an_answer_is_found_in_the_next_turn_however_it_came(asked, answer, more, cuts, escaped):
+    cache = PrefixCache()
+    cache.observe(EngineSignals(prefix_caching=True, kv_tokens=10**6, block_tokens=16), PROFILE, None)
+    messages = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": asked}]
+    prefix = cache.read("t", turn(messages))
+    places = [0, *sorted(cuts), len(answer)]
+    for start, end in pairwise(places):
+        piece = json.dumps(answer[start:end], ensure_ascii=escaped).encode()
+        if text := Said(content=msgspec.Raw(piece)).text():
+            prefix.said(text)
+    prefix.ended()
+    keys = prefix.chains[0].blocks.keys
+    brought_back = {"role": "assistant", "content": answer, "refusal": None, "tool_calls": []}
+    messages += [brought_back, {"role": "user", "content": more}]
+    assert hashed(cache, messages)[: len(keys)] == keys
+    assert len(keys) >= sum(1 for end in ENDS if end <= len(msgspec.json.encode(answer)))

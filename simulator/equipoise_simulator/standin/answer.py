@@ -8,7 +8,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Protocol
 
 from equipoise_simulator.sequence import Sequence
-from equipoise_simulator.standin.text import natural_length, seed_of, words
+from equipoise_simulator.standin.text import natural_length, seed_of, token_ids, words
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -49,8 +49,8 @@ class Choice:
         self.scheduled_at: float | None = None
         self.first_at: float | None = None
         self._unsent = 0
-        seed = seed_of(prompt.text, sequence_choice, generation.seed)
-        plan = _plan(generation, seed)
+        self._seed = seed_of(prompt.text, sequence_choice, generation.seed)
+        plan = _plan(generation, self._seed)
         self._ends_with = plan.finish_reason
         self._stopped_by = plan.stop_reason
         self.pieces: Iterator[str] = plan.pieces
@@ -78,6 +78,10 @@ class Choice:
     def text(self) -> str:
         """Return the whole text; for an answer that does not stream, once."""
         return "".join(self.whole_pieces())
+
+    def computed_ids(self) -> list[int]:
+        """Return the ids of the generated tokens that were computed in their turn: all but the last, so no end token."""
+        return token_ids("".join(islice(words(self._seed), self.tokens - 1)))
 
     def whole_pieces(self) -> list[str]:
         """Return the tokens' texts; for an answer that does not stream, once."""

@@ -95,6 +95,8 @@ class EngineLoop:
             stats.success[choice.finish_reason or "abort"] += 1
             stats.e2e.observe(step.ends - choice.answer.arrived_at)
             stats.decode.observe(step.ends - (choice.first_at or step.ends))
+            if stats.prefix_cache is not None:
+                stats.prefix_cache.complete(choice)
 
     def _token(self, sequence: Sequence) -> None:
         choice: Choice = sequence.owner

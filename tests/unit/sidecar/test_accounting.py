@@ -82,6 +82,10 @@ class TestSlo:
         assert slo_kept(slo, ended(), Outcome.CANCELLED, 10.5) is None
         assert slo_kept(slo, ended(), Outcome.CANCELLED, 12.0) is False
 
+    @pytest.mark.parametrize("slo", [SloTarget(ttft_milliseconds=1000), SloTarget(e2e_milliseconds=10**6)])
+    def test_a_request_that_the_engine_refused_is_not_judged(self, ended, slo):
+        assert slo_kept(slo, ended(), Outcome.FINISHED, 10.1) is None
+
     def test_the_first_token_of_a_whole_answer_is_not_judged(self, ended):
         slo = SloTarget(ttft_milliseconds=1)
         assert slo_kept(slo, ended(stream=False), Outcome.FINISHED, 20) is None

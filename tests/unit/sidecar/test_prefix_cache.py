@@ -8,6 +8,7 @@ from equipoise_sidecar.facts import EngineProfile, PromptBytes
 from equipoise_sidecar.prefix_cache import PrefixCache
 from equipoise_sidecar.prefix_index import ENDS, PrefixIndex
 from equipoise_sidecar.prefix_metrics import prefix_metrics
+from equipoise_sidecar.ticket import Phase
 
 BLUE, RED = "team/blue", "team/red"
 SYSTEM = bytes(range(256)) * 12
@@ -77,6 +78,22 @@ async def test_two_that_wait_count_nothing_on_each_other_and_the_second_is_looke
     assert caching.dispatcher.capacity.gate.batching.prefill_held == 1000 - SHARED
 
 
+async def test_of_a_burst_over_two_prompts_one_is_served_from_what_the_other_left_while_it_is_there(caching):
+    """All arrive before anything is cached; by its turn the second of a tenant finds the first one's prompt."""
+    caching.configure(
+        algorithm={"type": "Equipoise", "equipoise": {"bandTokens": 100_000}}, capacity={"maxInFlight": 1}
+    )
+    running = caching.send(prompt_ids=10)
+    tickets = [caching.send(tenant, **asking(b"%d " % n)) for n in range(3) for tenant in (RED, BLUE)]
+    assert [ticket.request.cached_tokens for ticket in tickets] == [0] * 6
+    running.finish(Outcome.FINISHED, Usage(10, 1))
+    order = []
+    while going := [ticket for ticket in tickets if ticket.phase is Phase.IN_FLIGHT]:
+        order.append(going[0].tenant)
+        finish(going[0], cached=going[0].request.cached_tokens)
+    assert order in ([RED] * 3 + [BLUE] * 3, [BLUE] * 3 + [RED] * 3)
+
+
 @pytest.mark.parametrize("how", ["cancelled", "failed", "refused by the engine", "busy"])
 async def test_what_the_engine_did_not_compute_is_not_expected(caching, how):
     ticket = caching.send(**asking(b"one "))
@@ -89,7 +106,7 @@ async def test_what_the_engine_did_not_compute_is_not_expected(caching, how):
             ticket.finish(Outcome.FINISHED, Usage(0, 0))
         case _:
             ticket.busy()
-    assert caching.dispatcher.prefixes.index.known(ticket.prefix.chains[0].keys) == 0
+    assert caching.dispatcher.prefixes.index.known(ticket.prefix.chains[0].blocks.keys) == 0
 
 
 async def test_a_failure_leaves_what_was_known_before(caching):
@@ -199,7 +216,7 @@ async def test_passing_through_needs_no_estimate_of_anything(caching):
 
 def test_generated_tokens_push_prompts_out_as_they_do_in_the_engine():
     index = PrefixIndex(capacity=1000)
-    keys = index.keys("t", b"", SYSTEM)
+    keys = index.blocks("t", b"", SYSTEM).keys
     index.add(keys, 960 / len(SYSTEM))
     assert (len(keys), index.known(keys)) == (48, 48)
     index.occupy(400.0)
@@ -211,22 +228,22 @@ def test_generated_tokens_push_prompts_out_as_they_do_in_the_engine():
 
 
 def test_hashes_are_of_no_use_to_another_process():
-    assert PrefixIndex().keys("t", b"", SYSTEM) != PrefixIndex().keys("t", b"", SYSTEM)
+    assert PrefixIndex().blocks("t", b"", SYSTEM).keys != PrefixIndex().blocks("t", b"", SYSTEM).keys
 
 
 def test_a_tenants_name_cannot_be_stretched_into_another_prompt():
     index = PrefixIndex()
-    assert index.keys("a", b"b1", SYSTEM)[0] != index.keys("ab", b"1", SYSTEM)[0]
+    assert index.blocks("a", b"b1", SYSTEM).keys[0] != index.blocks("ab", b"1", SYSTEM).keys[0]
 
 
 def test_blocks_are_fine_where_prompts_part_and_nothing_is_hashed_beyond_the_most():
     index = PrefixIndex(capacity=10**6)
     long = b"x" * 10_000_000
-    keys = index.keys("t", b"", long)
+    keys = index.blocks("t", b"", long).keys
     assert (len(keys), ENDS[:2], ENDS[62:65], ENDS[-1]) == (len(ENDS), (64, 128), (4032, 4096, 4352), 262_144)
-    assert index.keys("t", b"", long[:63]) == []
-    assert index.keys("t", b"", long[:4351]) == keys[:64]
-    assert index.keys("t", b"", long, 3) == keys[:3]
+    assert index.blocks("t", b"", long[:63]).keys == []
+    assert index.blocks("t", b"", long[:4351]).keys == keys[:64]
+    assert index.blocks("t", b"", long, 3).keys == keys[:3]
 
 
 def test_several_prompts_are_estimated_one_by_one():

@@ -1,13 +1,18 @@
 """Shared beginnings of prompts, over real sockets, before an engine that caches them as vLLM does."""
 
 import asyncio
+import json
 
 import pytest
+from engine_fakes import chunk, engine
 from stack import CHAT, stack
 
 from equipoise_api.names import DEFAULT_TENANT
+from equipoise_sidecar.engine.signals import EngineSignals
+from equipoise_sidecar.facts import EngineProfile
 from equipoise_simulator.standin import Settings, StandIn
 
+EVENTS = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
 SYSTEM = {"role": "system", "content": "Answer in a friendly tone. " * 100}
 """800 tokens of the stand-in."""
 
@@ -86,3 +91,70 @@ async def test_the_text_is_let_go_while_the_request_waits():
         assert (await way.ask(CHAT, turn("Hello"))).status == 200
         assert held[0].prompt_bytes is None
         assert way.dispatcher.accounting[DEFAULT_TENANT].rejected == {}
+
+
+def said(answer, *, stream: bool) -> str:
+    """The text of an answer as its client puts it together."""
+    if not stream:
+        return answer.json()["choices"][0]["message"]["content"]
+    events = [json.loads(event[6:]) for event in answer.body.split(b"\n\n") if event.startswith(b"data: {")]
+    return "".join(choice["delta"].get("content") or "" for event in events for choice in event["choices"])
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_the_next_turn_of_a_conversation_is_expected_with_the_answer_before_it(stream):
+    async with caching() as engine, stack(engine.url, watch_engine=True) as way:
+        await known(way, reports=True)
+        for number in range(8):  # so that the prompt's tokens are known
+            await way.ask(CHAT, turn(f"Where is order {number}?"))
+        seen, prefixes = requests_of(way), way.dispatcher.prefixes
+        conversation, pairs = [SYSTEM], []
+        for question in ("Where is it?", "And where is the other one?", "Who has sent it?", "When?"):
+            conversation.append({"role": "user", "content": question})
+            body = {
+                "model": "m",
+                "messages": conversation,
+                "max_tokens": 300,
+                "ignore_eos": True,
+                "stream": stream,
+            }
+            before = prefixes.reported_tokens
+            answer = await way.ask(CHAT, body)
+            conversation.append(
+                {"role": "assistant", "content": said(answer, stream=stream), "refusal": None}
+            )
+            await way.settled(finished=8 + len(seen))
+            pairs.append((seen[-1].cached_tokens, prefixes.reported_tokens - before))
+        for place, (expected, reported) in enumerate(pairs):
+            assert reported >= 800 + 300 * place - 32, "the system prompt and the answers, in whole blocks"
+            # as far off as the prompt's tokens are: the answer is of another kind of text than what was learnt from
+            assert expected == pytest.approx(reported, rel=0.1), pairs
+        assert prefixes.agreement.ratio > 0.95
+
+
+async def test_an_answer_that_the_engine_breaks_off_says_nothing_of_its_cache():
+    """Its running counts do not say what came from the cache: that is not zero."""
+    message = {"role": "user", "content": "Where is order number seven? " * 40}
+    body = {"model": "m", "messages": [message], "max_tokens": 5, "stream": True}
+    running = b'data: {"choices":[{"index":0,"delta":{"content":"a"}}],"usage":{"prompt_tokens":400,"completion_tokens":%d}}\n\n'
+    last = b'data: {"choices":[],"usage":{"prompt_tokens":400,"completion_tokens":2,"prompt_tokens_details":{"cached_tokens":%d}}}\n\n'
+    failed = b'data: {"error":{"message":"EngineDeadError","code":500}}\n\n'
+    ends = iter([last % 0, last % 384, failed])
+
+    async def script(connection):
+        while await connection.request():
+            events = [running % 1, running % 2, next(ends)]
+            connection.send(EVENTS + b"".join(map(chunk, events)) + b"0\r\n\r\n")
+
+    profile = EngineProfile(models=("m",), max_model_len=4096, reports_cached_tokens=True)
+    async with engine(script) as it, stack(it.url, profile=profile, cost={"cachedInputPercent": 10}) as way:
+        way.dispatcher.observe(EngineSignals(prefix_caching=True, kv_tokens=100_000, block_tokens=16))
+        for _ in range(2):
+            await way.ask(CHAT, body)
+        served = way.dispatcher.scheduler.shares(0.0)[0].total.cached
+        assert served == 384
+        await way.ask(CHAT, body)
+        await way.settled(finished=2, failed=1)
+        assert way.dispatcher.prefixes.agreement.ratio == 1.0
+        assert way.dispatcher.prefixes.reported_tokens == served
+        assert way.dispatcher.scheduler.shares(0.0)[0].total.cached > served + 300

@@ -157,3 +157,57 @@ def test_a_stream_starts_with_its_first_chunk_and_not_with_a_comment():
     assert not reader.started
     reader.feed(b'data: {"choices":[{"index":0,"delta":{"role":"assistant","content":""}}]}\n\n')
     assert (reader.started, reader.generated) == (True, 0)
+
+
+SAID = json.loads(recorded("chat.json.body"))["choices"][0]["message"]["content"].encode()
+
+
+@pytest.mark.parametrize(
+    "name", ["chat.stream.body", "chat.stream-continuous.body", "chat.stream-usage.body"]
+)
+def test_a_hearer_is_told_the_text_of_a_stream_as_it_comes(name):
+    heard, reader = [], ChunkReader(cut="continuous" in name, drop_last=True)
+    reader.hearer = heard.append
+    for event in recorded(name).split(b"\n\n")[:-1]:
+        reader.feed(event + b"\n\n")
+    assert b"".join(heard) == SAID
+    assert len(heard) > 3
+
+
+def test_a_hearer_is_told_the_text_of_a_whole_answer():
+    heard, reader = [], WholeReader()
+    reader.hearer = heard.append
+    reader.feed(recorded("chat.json.body"))
+    reader.end()
+    assert heard == [SAID]
+
+
+@pytest.mark.parametrize(
+    ("members", "want"),
+    [
+        (b'"content":"a"', b"a"),
+        (b'"content":"\\u00e9\\n\\ud834\\udd1e"', "é\\n𝄞".encode()),
+        (b'"content":"\\ud834"', b""),
+        (b'"content":""', b""),
+        (b'"content":null,"tool_calls":[{"index":0}]', b""),
+        (b'"content":["a"]', b""),
+        (b'"role":"assistant"', b""),
+        (b'"reasoning":null,"content":"a"', b"a"),
+        (b'"reasoning":"","content":"a"', b"a"),
+    ],
+)
+def test_only_text_is_heard_and_as_a_client_would_bring_it_back(members, want):
+    heard, reader = [], ChunkReader()
+    reader.hearer = heard.append
+    event = b'data: {"choices":[{"index":0,"delta":{%b}}]}\n\n' % members
+    assert reader.feed(event) == event
+    assert b"".join(heard) == want
+
+
+@pytest.mark.parametrize("name", [b"reasoning", b"reasoning_content"])
+def test_what_follows_a_models_thoughts_is_not_heard_since_no_template_brings_them_back(name):
+    heard, reader = [], ChunkReader()
+    reader.hearer = heard.append
+    for delta in (b'{"%b":"hm"}' % name, b'{"content":"yes"}'):
+        reader.feed(b'data: {"choices":[{"index":0,"delta":%b}]}\n\n' % delta)
+    assert heard == []

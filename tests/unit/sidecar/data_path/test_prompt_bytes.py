@@ -112,6 +112,37 @@ def test_what_cannot_be_laid_out_shares_nothing(kind, body):
     assert laid_out(kind, **body) is None
 
 
+@pytest.mark.parametrize(
+    ("kind", "body"),
+    [
+        (EndpointKind.CHAT, {"messages": [ASK], "prompt_logprobs": 0}),
+        (EndpointKind.COMPLETIONS, {"prompt": "a", "prompt_logprobs": 1}),
+        (EndpointKind.COMPLETIONS, {"prompt": "a", "echo": True, "logprobs": 1}),
+    ],
+)
+def test_a_prompt_whose_tokens_probabilities_are_asked_for_is_computed_whole(kind, body):
+    assert laid_out(kind, **body) is None
+    del body[next(name for name in body if "logprobs" in name)]
+    assert laid_out(kind, **body) is not None
+
+
+@pytest.mark.parametrize(
+    ("body", "goes_on"),
+    [
+        ({"messages": [ASK]}, True),
+        ({"messages": [ASK], "n": 2}, False),
+        ({"messages": [ASK, ANSWER]}, False),
+    ],
+)
+def test_only_the_one_answer_to_somebody_else_is_brought_back_by_a_next_turn(body, goes_on):
+    assert laid_out(**body).goes_on is goes_on
+
+
+def test_what_a_client_leaves_out_or_sends_as_nothing_is_the_same():
+    nothing = {"refusal": None, "audio": None, "tool_calls": []}
+    assert laid_out(messages=[ASK, ANSWER | nothing, MORE]) == laid_out(messages=[ASK, ANSWER, MORE])
+
+
 def test_a_batch_of_conversations_shares_nothing():
     assert laid_out(path="/v1/chat/completions/batch", messages=[[ASK], [MORE]]) is None
 
