@@ -72,7 +72,7 @@ class TenantAccount:
         self._minute = LastMinute(Slice)
 
     def waited(self, seconds: float, now: float) -> None:
-        """Count a wait in the queue that ended in a dispatch."""
+        """Count a wait in the queue that ended in a dispatch, or because it was too long."""
         index = bucket(seconds)
         self.wait.add(index, seconds)
         _count(self._minute.at(now).wait, index)

@@ -72,7 +72,9 @@ def account_metrics(accounts: Iterable[tuple[str, TenantAccount]]) -> Iterator[M
         "kept",
     )
     wait = _by_tenant(
-        HistogramMetricFamily, "wait_seconds", "Wait in the queue, of requests that were dispatched."
+        HistogramMetricFamily,
+        "wait_seconds",
+        "Wait in the queue, of requests that were dispatched or waited too long.",
     )
     first = _by_tenant(
         HistogramMetricFamily,
