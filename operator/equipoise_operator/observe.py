@@ -47,9 +47,9 @@ class Channel(Generic[T]):
         if change is not None:
             self.changed(change)
 
-    def reconcile(self, listing: Listing) -> int:
-        """Drop what a listing lacks. Return how many that were."""
-        changes = self.shelf.reconcile(listing)
+    def reconcile(self, listing: Listing, namespace: str | None = None) -> int:
+        """Drop what a listing, of one namespace or of all, lacks. Return how many that were."""
+        changes = self.shelf.reconcile(listing, namespace)
         for change in changes:
             self.changed(change)
         return len(changes)

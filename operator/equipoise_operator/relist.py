@@ -9,12 +9,11 @@ So names and uids are listed when kopf lists any kind again, when the API server
 from __future__ import annotations
 
 import asyncio
-from typing import Any
 
 import structlog
 
-from equipoise_operator.kube import ApiError, Kube, Listing, path
-from equipoise_operator.observe import Channel, Channels
+from equipoise_operator.kube import ApiError, Kube, path
+from equipoise_operator.observe import Channels
 
 PERIOD_SECONDS = 60.0
 AGAIN_SECONDS = 1.0
@@ -25,6 +24,8 @@ LONGEST_SECONDS = 5.0
 OBJECTS = 500
 """Whole objects in one page: between pages others get their turn."""
 DEADLINE = 30.0
+PATIENCE_SECONDS = 20.0
+"""How long the start waits for a namespace that refuses: its Role may be on its way."""
 
 log = structlog.get_logger(__name__)
 
@@ -45,17 +46,25 @@ class Relister:
         self._wanted.set()
 
     async def fill(self) -> None:
-        """List every kind whole, before kopf starts: then no event can come before an older listing. Tries for ever."""
+        """List every kind whole, before kopf starts: then no event can come before an older listing. Tries for ever.
+
+        A namespace that refuses every kind, as one that was deleted with its Role does, is waited for a while only.
+        """
+        began = asyncio.get_running_loop().time()
+        missing = list(self._namespaces)
         while True:
             try:
-                for channel in self._channels.all():
-                    await self._fill(channel)
+                missing = [namespace for namespace in missing if not await self._fill(namespace)]
             except ApiError as error:
                 log.warning("not-listed", error=str(error))
-                await asyncio.sleep(AGAIN_SECONDS)
             else:
-                self.filled.set()
-                return
+                if missing:
+                    log.warning("namespaces-closed", namespaces=missing)
+                patient = asyncio.get_running_loop().time() - began < PATIENCE_SECONDS
+                if not missing or (len(missing) < len(self._namespaces) and not patient):
+                    self.filled.set()
+                    return
+            await asyncio.sleep(AGAIN_SECONDS)
 
     async def run(self) -> None:
         """List names for ever, from when all is filled."""
@@ -87,29 +96,38 @@ class Relister:
                 return
 
     async def relist(self) -> None:
-        """List every kind once and drop what is gone. Raises ApiError."""
+        """List every kind once and drop what is gone; what is in a namespace that refuses stays. Raises ApiError."""
         for channel in self._channels.all():
-            gone = channel.reconcile(await self._listing(channel))
-            if gone:
-                log.info("gone-unseen", kind=channel.plural, count=gone)
+            for namespace in self._namespaces:
+                where = path(channel.group_version, channel.plural, namespace)
+                try:
+                    listing = await self._kube.names(where, selector=channel.selector, deadline=DEADLINE)
+                except ApiError as error:
+                    if not _closed(error, namespace):
+                        raise
+                    continue
+                gone = channel.reconcile(listing, namespace)
+                if gone:
+                    log.info("gone-unseen", kind=channel.plural, count=gone)
 
-    async def _fill(self, channel: Channel[Any]) -> None:
-        for namespace in self._namespaces:
+    async def _fill(self, namespace: str | None) -> bool:
+        """List all kinds of one namespace; False if it refuses all. Raises ApiError, also where it refuses some."""
+        refused: list[ApiError] = []
+        for channel in self._channels.all():
             where = path(channel.group_version, channel.plural, namespace)
-            async for page in self._kube.pages(
-                where, selector=channel.selector, size=OBJECTS, deadline=DEADLINE
-            ):
-                for body in page["items"] or ():
-                    channel.event(None, body)
+            pages = self._kube.pages(where, selector=channel.selector, size=OBJECTS, deadline=DEADLINE)
+            try:
+                async for page in pages:
+                    for body in page["items"] or ():
+                        channel.event(None, body)
+            except ApiError as error:
+                if not _closed(error, namespace):
+                    raise
+                refused.append(error)
+        if refused and len(refused) < len(self._channels.all()):
+            raise refused[0]
+        return not refused
 
-    async def _listing(self, channel: Channel[Any]) -> Listing:
-        parts = [
-            await self._kube.names(
-                path(channel.group_version, channel.plural, namespace),
-                selector=channel.selector,
-                deadline=DEADLINE,
-            )
-            for namespace in self._namespaces
-        ]
-        uids = {key: uid for part in parts for key, uid in part.uids.items()}
-        return Listing(uids, min(part.version for part in parts))
+
+def _closed(error: ApiError, namespace: str | None) -> bool:
+    return namespace is not None and error.status == 403

@@ -17,7 +17,7 @@ from equipoise_operator.objects import Pod
 
 STATE_SECONDS = 2.0
 LARGEST_ANSWER = 16 * 1024 * 1024
-"""Bytes; the state of 10,000 tenants that are all active has half as many."""
+"""Bytes; the state of 10,000 tenants that are all active has 5.5 million."""
 LONGEST_PROBLEM = 500
 """Characters of what a sidecar says of a refusal: they go to the log and to a status."""
 

@@ -51,10 +51,13 @@ class Shelf(Generic[T]):
 
     def parsed(self, namespace: str | None = None) -> list[T]:
         """Return the objects that could be parsed, of one namespace or of all."""
-        held: Iterable[Stored[T]] = self._objects.values()
-        if namespace is not None:
-            held = [self._objects[namespace, name] for name in self._by_namespace.get(namespace, ())]
-        return [stored.object for stored in held if stored.object is not None]
+        return [stored.object for _, stored in self._within(namespace) if stored.object is not None]
+
+    def _within(self, namespace: str | None) -> Iterable[tuple[Key, Stored[T]]]:
+        if namespace is None:
+            return self._objects.items()
+        keys = [(namespace, name) for name in self._by_namespace.get(namespace, ())]
+        return [(key, self._objects[key]) for key in keys]
 
     def put(self, key: Key, stored: Stored[T]) -> Change[T] | None:
         """Take an object from an event. Returns the change; None where nothing that decides anything changed."""
@@ -80,11 +83,11 @@ class Shelf(Generic[T]):
             del self._by_namespace[key[0]]
         return Change(key, held, None)
 
-    def reconcile(self, listing: Listing) -> list[Change[T]]:
-        """Drop what the listing lacks, but for what came after it."""
+    def reconcile(self, listing: Listing, namespace: str | None = None) -> list[Change[T]]:
+        """Drop what the listing, of one namespace or of all, lacks, but for what came after it."""
         gone = [
             (key, held.uid)
-            for key, held in self._objects.items()
+            for key, held in self._within(namespace)
             if held.version <= listing.version and listing.uids.get(key) != held.uid
         ]
         return [change for key, uid in gone if (change := self.drop(key, uid)) is not None]

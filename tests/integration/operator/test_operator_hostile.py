@@ -160,3 +160,19 @@ async def test_the_versions_that_sidecars_run_are_shown(running):
     header, row = wide.splitlines()
     assert header.split()[-1] == "VERSIONS"
     assert row.split()[-1] == "0.9.0,1.0.0"
+
+
+async def test_a_watched_namespace_that_is_gone_ends_nobody_elses_service(world):
+    """It went with its Role, so that the operator may not even ask; restarted, it serves the others."""
+    world.operator(EQUIPOISE_WATCH_NAMESPACES=f"{world.namespace}-gone,{world.namespace}")
+    await world.apply(world.policy("policy"), world.secret("keys", KEYS[0]))
+    await world.apply(world.tenant("blue", secrets=("keys",)))
+    blue = f"{world.namespace}/blue"
+    (operator,) = world.operators
+    await eventually(lambda: operator.said("leading"), seconds=90, also=world.tails)
+    sidecar = await world.run_pod("vllm-0")
+    await world.within(time.monotonic(), lambda s: s.keys_of(blue), sidecar, limit=30)
+    began = await world.remove("Secret", "keys")
+    await world.within(began, lambda s: s.keys_of(blue) == [], sidecar)
+    await asyncio.sleep(6)
+    assert operator.alive

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from equipoise_operator import relist
-from equipoise_operator.kube import ApiUnreachableError, Listing
+from equipoise_operator.kube import ApiError, ApiUnreachableError, Listing
 from equipoise_operator.observe import channels
 from equipoise_operator.relist import Relister
 from equipoise_operator.store import Store
@@ -21,12 +21,16 @@ class Lists:
         self.asked = []
         self.whole = []
         self.down = False
+        self.closed = set()
+        """Namespaces, or paths, that answer 403."""
 
     def find(self, where):
         if self.down:
             raise ApiUnreachableError("down")
         parts = where.split("/")
         namespace = parts[parts.index("namespaces") + 1] if "namespaces" in parts else None
+        if self.closed & {namespace, where}:
+            raise ApiError(403, "Forbidden", where)
         return [body for body in self.there[parts[-1]] if namespace in (None, body["metadata"]["namespace"])]
 
     async def names(self, where, *, selector="", deadline=0):
@@ -132,6 +136,58 @@ async def test_an_api_server_that_is_down_at_the_start_is_waited_for(make, world
     await asyncio.sleep(1.1)
     assert task.done()
     assert len(store.tenants) == 1
+
+
+async def test_a_namespace_that_is_gone_with_its_role_keeps_the_others_waiting_for_a_while_only(make, world):
+    store, names, _, made = world
+    names.there["tenants"] = [make.tenant_body("blue", "a"), make.tenant_body("green", "b")]
+    names.closed = {"b"}
+    relister = Relister(names, made, ("a", "b"))
+    task = asyncio.create_task(relister.fill())
+    await asyncio.sleep(10)
+    assert not relister.filled.is_set(), "its Role may be on its way"
+    await asyncio.sleep(15)
+    assert task.done()
+    assert relister.filled.is_set()
+    assert [key for key, _ in store.tenants.items()] == [("a", "blue")]
+
+
+async def test_a_namespace_that_opens_in_time_is_filled_before_anything_is_done(make, world):
+    store, names, _, made = world
+    names.there["tenants"] = [make.tenant_body("blue", "a"), make.tenant_body("green", "b")]
+    names.closed = {"b"}
+    relister = Relister(names, made, ("a", "b"))
+    task = asyncio.create_task(relister.fill())
+    await asyncio.sleep(10)
+    names.closed = set()
+    await asyncio.sleep(1.1)
+    assert task.done()
+    assert len(store.tenants) == 2
+
+
+@pytest.mark.parametrize("closed", [{"a", "b"}, {"/api/v1/namespaces/b/secrets"}])
+async def test_without_any_namespace_or_with_half_of_one_nothing_begins(make, world, closed):
+    """Tenants whose Secrets may not be read would have their keys revoked."""
+    _, names, _, made = world
+    names.there["tenants"] = [make.tenant_body("green", "b")]
+    names.closed = closed
+    relister = Relister(names, made, ("a", "b"))
+    task = asyncio.create_task(relister.fill())
+    await asyncio.sleep(100)
+    assert not relister.filled.is_set()
+    task.cancel()
+
+
+async def test_a_listing_goes_past_a_namespace_that_refuses_and_drops_nothing_of_it(make, world):
+    store, names, _, made = world
+    for namespace in ("a", "b", "c"):
+        made.tenants.event("ADDED", make.tenant_body("blue", namespace, meta={"version": 1}))
+    names.closed = {"b"}
+    await Relister(names, made, ("a", "b", "c")).relist()
+    assert [key for key, _ in store.tenants.items()] == [("b", "blue")]
+    names.closed = {None}
+    with pytest.raises(ApiError):
+        await Relister(names, made).relist()
 
 
 @pytest.fixture
