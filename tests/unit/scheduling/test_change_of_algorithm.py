@@ -104,3 +104,16 @@ def test_a_far_history_is_made_up_for_after_the_change():
         line.second(float(now), waiting(now))
     assert line.served["green"] <= before["green"] + 1
     assert line.served["blue"] > before["blue"] + 900
+
+
+def test_newcomer_after_a_change_is_lifted_to_the_least_served_of_those_that_still_run():
+    old = make("LCF")
+    for number, tenant in enumerate(["red", "red", "green"]):
+        assert old.enqueue(make_request(str(number), tenant, prompt=100 + number), 0.0) is None
+    running = [old.next(0.0, lambda _: True) for _ in range(3)]
+    for request in running:
+        old.progress(request, request.prompt_tokens, 0, 1.0)
+    new = carry_over(old, make("VTC"), 2.0)
+    assert new.enqueue(make_request("new", "newcomer"), 2.0) is None
+    counters = {row.tenant: row.counter for row in new.shares(2.0)}
+    assert counters["newcomer"] == counters["green"] < counters["red"]

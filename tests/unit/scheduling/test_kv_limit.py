@@ -64,3 +64,13 @@ def test_another_setting_begins_anew():
     limit.preempted(0.0, None)
     limit.restart(80.0)
     assert limit.percent == 80
+
+
+def test_a_preemption_that_cost_much_is_paid_for_at_once_and_leaves_no_debt():
+    limit = KvLimit(95.0)
+    limit.tick(0.0)
+    limit.preempted(0.0, 1_000.0)
+    assert limit.percent == 93
+    limit.tick(30.0)
+    limit.preempted(30.0, 29 * ALLOWANCE)
+    assert limit.percent == 93
