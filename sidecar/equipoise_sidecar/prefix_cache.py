@@ -29,6 +29,8 @@ DECAY = 0.98
 """Weight of the past at each figure: the share follows about the last 50."""
 PRIOR_TOKENS = 1000.0
 """So many tokens are taken to have turned out as estimated before any was."""
+_THOUGHT_ENDS = b"</think>"
+"""Where an engine without a parser of thoughts leaves them in the text: a token of its own, so never in two pieces."""
 _REPORTING = frozenset((EndpointKind.CHAT, EndpointKind.COMPLETIONS))
 """Whose usage says cached tokens where the probe's did."""
 
@@ -54,23 +56,30 @@ class Prefix:
     matched: int = 0
     """Tokens known when the request was dispatched, uncorrected."""
     size: int = field(init=False)
-    _answering: bool = field(default=False, init=False)
+    _asked: int | None = field(default=None, init=False)
+    """Blocks of the prompt, once the answer has begun."""
 
     def __post_init__(self) -> None:
         self.size = sum(self.sizes)
 
     def said(self, text: bytes) -> None:
         """Take a piece of the answer, of one that goes on; `text` as JSON has it in a string. Linear in its bytes."""
+        if not self.goes_on:
+            return
         blocks = self.chains[0].blocks
-        if not self._answering:
-            self._answering = True
+        if self._asked is None:
+            self._asked = len(blocks.keys)
             blocks.add(ANSWER_BEGINS)
-        blocks.add(text)
+        if _THOUGHT_ENDS in text:
+            self.goes_on = False
+            del blocks.keys[self._asked :]
+        else:
+            blocks.add(text)
 
     def ended(self) -> None:
         """Take the end of the answer, if there was any."""
-        if self._answering:
-            self._answering = False
+        if self.goes_on and self._asked is not None:
+            self.goes_on = False
             self.chains[0].blocks.add(ANSWER_ENDS)
 
 

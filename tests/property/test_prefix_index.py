@@ -117,3 +117,15 @@ def test_an_answer_is_found_in_the_next_turn_however_it_came(asked, answer, more
     messages += [brought_back, {"role": "user", "content": more}]
     assert hashed(cache, messages)[: len(keys)] == keys
     assert len(keys) >= sum(1 for end in ENDS if end <= len(msgspec.json.encode(answer)))
+
+
+def test_an_answer_in_which_the_model_thought_aloud_is_not_expected_back():
+    """Templates leave the thoughts out of earlier turns, so the engine shares no more than the prompt."""
+    cache = PrefixCache()
+    cache.observe(EngineSignals(prefix_caching=True, kv_tokens=10**6, block_tokens=16), PROFILE, None)
+    prefix = cache.read("t", turn([{"role": "user", "content": "why? " * 100}]))
+    asked = list(prefix.chains[0].blocks.keys)
+    for piece in (b"<think>", b"so that " * 100, b"</think>", b"because " * 100):
+        prefix.said(piece)
+    prefix.ended()
+    assert prefix.chains[0].blocks.keys == asked
