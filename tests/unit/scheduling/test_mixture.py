@@ -265,3 +265,28 @@ def test_moving_average_says_how_far_it_is_off_and_no_prediction_says_nothing():
     teach(average, make_request("r", max_tokens=30), 20)
     assert average.errors() == {"moving_average": PredictionError(1, 10.0, 10.0)}
     assert NoPrediction().errors() == {}
+
+
+def test_many_new_features_at_once_do_not_overshoot():
+    experts = Experts(100)
+    rows = [[0.0] * 8 for _ in range(40)]
+    for _ in range(3):
+        experts.learn(rows, 400.0)
+        belief = experts.believe(rows)
+        assert 100 < belief.single < 2 * 400
+        assert 100 < belief.mixture < 2 * 400
+
+
+def test_of_too_many_features_the_one_unused_for_longest_is_forgotten(monkeypatch):
+    monkeypatch.setattr("equipoise_scheduling.mixture.MAX_SHARED", 7)
+    predictor = Mixture()
+
+    def learn(messages):
+        request = make_request(f"m{messages}", features=Features(endpoint="/e", messages=messages))
+        predictor.learn(request, Usage(10, 20), Outcome.FINISHED)
+
+    for messages in (1, 2):  # all other rows are of both
+        learn(messages)
+    seen = {name for name, _ in predictor.snapshot()["shared"] if name.startswith("messages:")}
+    assert seen == {"messages:2"}
+    assert "any" in {name for name, _ in predictor.snapshot()["shared"]}
