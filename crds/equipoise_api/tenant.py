@@ -21,7 +21,7 @@ class ApiKeySource(ApiModel):
     """API keys that prove a request to be this tenant's."""
 
     secret_name: Name
-    """Secret of the Tenant's own namespace, labelled `equipoise.dev/credential: "true"`. Every entry of its data is one key of at least 32 characters; two entries are two live keys, which is how keys are rotated."""
+    """Secret of the Tenant's own namespace, labelled `equipoise.dev/credential: "true"`. Every entry of its data is one key of at least 32 characters; two entries are two live keys, which is how keys are rotated. Of a tenant the first 256 keys count."""
 
 
 class TenantIdentity(ApiModel):

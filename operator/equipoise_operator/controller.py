@@ -190,8 +190,12 @@ class Controller:
         if any(key[0] == namespace for key, _ in self.unreadable()):
             # Whom a policy that cannot be read selects is unknown, so its pods keep what they have.
             governed = {uid: policy for uid, policy in governed.items() if policy is not None}
-        self.placements[namespace] = placement
         self._fleet.assign(namespace, pods, governed)
+        if policies or pods:
+            self.placements[namespace] = placement
+        else:
+            self.placements.pop(namespace, None)
+            self.namespaces.retire(namespace)
         if self.on_placed is not None:
             self.on_placed()
 

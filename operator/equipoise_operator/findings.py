@@ -22,6 +22,7 @@ class Reason(StrEnum):
     KEY_NOT_UTF8 = "KeyNotUTF8"
     KEY_TOO_SHORT = "KeyTooShort"
     KEY_TOO_LONG = "KeyTooLong"
+    TOO_MANY_KEYS = "TooManyKeys"
     KEY_NOT_PRINTABLE = "KeyNotPrintable"
     """It could not be sent in an HTTP header."""
     NOT_GRANTED = "NotGranted"

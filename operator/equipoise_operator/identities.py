@@ -21,6 +21,8 @@ from equipoise_operator.objects import Key, Secret
 
 SHORTEST_KEY = 32
 LONGEST_KEY = 4096
+MOST_KEYS = 256
+"""Keys of one tenant. A Secret has room for tens of thousands, and what one tenant adds every sidecar of the policy gets."""
 HMAC_SECRET_TYPE = f"{names.GROUP}/hmac-key"
 
 
@@ -87,14 +89,16 @@ class _Register:
         return claims
 
     def _claim_keys(self, tenant: Tenant, name: str, claims: Claims) -> None:
+        left = MOST_KEYS
         for source in tenant.spec.identity.api_keys:
             where = (tenant.metadata.namespace, source.secret_name)
             secret = self._secrets.get(where)
             if secret is None:
                 claims.findings.append(missing(where, self._unlabelled))
                 continue
-            keys, problems = usable_keys(secret)
+            keys, problems = usable_keys(secret, left)
             claims.findings += problems
+            left = max(0, left - len(secret.data))
             for entry, key in keys:
                 owner = self._owner_of_key.setdefault(key, name)
                 if owner == name:
@@ -137,8 +141,8 @@ def missing(where: Key, unlabelled: AbstractSet[Key]) -> Finding:
     return Finding(Reason.SECRET_NOT_FOUND, f"Secret {name} is not in namespace {namespace}")
 
 
-def usable_keys(secret: Secret) -> tuple[list[tuple[str, bytes]], list[Finding]]:
-    """Return the entries that can be API keys, by entry, and what is wrong with the others.
+def usable_keys(secret: Secret, most: int = MOST_KEYS) -> tuple[list[tuple[str, bytes]], list[Finding]]:
+    """Return the entries that can be API keys, `most` of them at most, by entry, and what is wrong with the others.
 
     White space around a key is dropped: a file that it was made from may have ended in a newline.
     """
@@ -149,7 +153,13 @@ def usable_keys(secret: Secret) -> tuple[list[tuple[str, bytes]], list[Finding]]
         return [], [Finding(Reason.SECRET_EMPTY, f"Secret {secret.name} has no entries; each is one API key")]
     keys: list[tuple[str, bytes]] = []
     findings: list[Finding] = []
-    for entry in sorted(secret.data):
+    entries = sorted(secret.data)
+    if len(entries) > most:
+        message = (
+            f"Secret {secret.name} has {len(entries)} entries where a tenant's first {MOST_KEYS} keys count"
+        )
+        findings.append(Finding(Reason.TOO_MANY_KEYS, message))
+    for entry in entries[:most]:
         checked = _checked(secret, entry)
         if isinstance(checked, Finding):
             findings.append(checked)

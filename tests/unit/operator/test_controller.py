@@ -268,3 +268,17 @@ async def test_why_a_policy_cannot_be_compiled_is_known_until_it_is(world, api):
         await settle()
     assert world.controller.problems == {}
     assert len(world.fleet.configs) == 1
+
+
+async def test_of_a_namespace_with_nothing_left_nothing_is_kept(world):
+    world.policy(namespace="brief")
+    world.controller.start()
+    await settle()
+    assert "brief" in world.controller.placements
+    world.drop("policies", "policy", "brief")
+    await settle()
+    assert world.controller.placements == {}
+    assert world.controller.namespaces._tasks == {}
+    world.pod("a", "brief")
+    await settle()
+    assert world.fleet.assigned["brief"] == {"uid-brief-a": None}

@@ -167,3 +167,16 @@ def test_the_older_tenant_keeps_a_header_value_that_two_claim(make, resolve):
 
 def test_a_tenant_that_names_nothing_is_told(make, resolve):
     assert reasons(resolve([make.tenant("blue")])["team/blue"]) == [Reason.NO_IDENTITY]
+
+
+def test_a_tenant_with_masses_of_keys_gets_its_first_few_and_is_told(make, resolve):
+    """What one tenant adds to the configuration every sidecar of the policy gets; too large a one it refuses, for all."""
+    secrets = [
+        make.secret("one", **{f"k{n:05}": f"{n:032}" for n in range(200)}),
+        make.secret("two", **{f"k{n:05}": f"x{n:032}" for n in range(20_000)}),
+        make.secret("three", k="y" * 32),
+    ]
+    claims = resolve([make.tenant("blue", secrets=["one", "two", "three"])], secrets)["team/blue"]
+    assert len(claims.digests) == identities.MOST_KEYS
+    assert reasons(claims) == [Reason.TOO_MANY_KEYS] * 2
+    assert "Secret two has 20000 entries" in claims.findings[0].message
