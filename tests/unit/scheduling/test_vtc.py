@@ -438,3 +438,15 @@ def test_service_elsewhere_of_an_idle_stranger_is_not_forgotten_before_others_ha
     send(scheduler, "other", "r3", now=200.0)
     scheduler.tick(201.0)
     assert counters(scheduler) == {"other": 100}
+
+
+def test_retry_after_is_the_time_in_which_the_queue_drains_at_its_present_rate():
+    scheduler = vtc(max_queued=10)
+    for number in range(30):
+        request = send(scheduler, "a", f"served-{number}", now=2.0 * number)
+        scheduler.next(2.0 * number, room)
+        scheduler.settle(request, Usage(10, 1), Outcome.FINISHED, 2.0 * number)
+    for number in range(10):
+        send(scheduler, "ab"[number % 2], f"waits-{number}", now=60.0)
+    refusal = scheduler.enqueue(make_request("late", "a", arrival=60.0), 60.0)
+    assert refusal.retry_after_seconds == pytest.approx(20, rel=0.1)
