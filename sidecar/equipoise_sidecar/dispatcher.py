@@ -281,8 +281,7 @@ class Dispatcher:
     def advanced(self, ticket: Ticket) -> None:
         """Charge what was delivered."""
         if ticket.phase is Phase.IN_FLIGHT:
-            now = ticket.seen_at = self.clock()
-            self._deliver(ticket, now)
+            self._deliver(ticket, self.clock())
 
     def _deliver(self, ticket: Ticket, now: float) -> None:
         request = ticket.request
@@ -290,7 +289,7 @@ class Dispatcher:
         self.capacity.gate.progress(request, ticket.prompt, ticket.generated, estimated=not ticket.shows)
 
     def _by_the_clock(self, ticket: Ticket, now: float) -> None:
-        """Estimate the progress of an answer that shows none, or no more: the time since, times the pace, capped."""
+        """Estimate the progress of an answer that does not show it: age times the measured pace, capped."""
         pace = self.pace.tokens_per_second(now)
         if pace is not None:
             ticket.advance(now, pace)

@@ -70,8 +70,6 @@ class Ticket:
         "prefix",
         "prompt",
         "request",
-        "seen",
-        "seen_at",
         "slo",
         "stalled",
         "streams",
@@ -102,10 +100,6 @@ class Ticket:
         """Output tokens delivered, over all sequences."""
         self.exact = False
         """Whether these come from the engine's own usage."""
-        self.seen = 0
-        """Of `generated`, what the answer showed; the rest is by the clock."""
-        self.seen_at: float | None = None
-        """When it last showed anything."""
         self.streams = facts.stream
         """Whether the answer comes piece by piece."""
         self.stalled = False
@@ -185,16 +179,18 @@ class Ticket:
         if prompt is not None:
             self.prompt = prompt
         self.generated = generated if exact else max(self.generated, generated)
-        self.seen = generated
         self.exact = exact
         self._owner.advanced(self)
 
     def advance(self, now: float, tokens_per_second: float) -> None:
-        """Take for delivered what a sequence makes at this pace since the answer last showed any, within what is allowed."""
-        since = self.dispatched_at if self.seen_at is None else self.seen_at
+        """Take for delivered what sequences make at this pace since a stream's first token, else since the dispatch.
+
+        Never fewer than before, nor more than allowed.
+        """
+        since = (self.first_token_at if self.streams else None) or self.dispatched_at
         if since is None or not self.facts.kind.generates:
             return
-        made = self.seen + int((now - since) * tokens_per_second) * self.request.sequences
+        made = int((now - since) * tokens_per_second) * self.request.sequences
         self.generated = max(self.generated, min(made, self.request.max_output))
         if self.generated:
             self.prompt = self.prompt or self.request.prompt_tokens
@@ -213,8 +209,8 @@ class Ticket:
 
     def forget(self) -> None:
         """Begin anew: the engine did not take it, whatever the clock said."""
-        self.prompt = self.generated = self.seen = 0
-        self.dispatched_at = self.seen_at = None
+        self.prompt = self.generated = 0
+        self.dispatched_at = None
 
     def finish(self, outcome: Outcome, usage: Usage | None = None) -> None:
         """End it. Without usage what was seen or estimated stays charged. The first outcome stands."""

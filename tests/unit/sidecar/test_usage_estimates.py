@@ -66,10 +66,24 @@ async def test_a_client_that_takes_nothing_of_its_stream_pays_by_the_clock_when_
     ticket.stalled = True
     await asyncio.sleep(2)
     paced.dispatcher.tick()
-    assert ticket.generated == 5 + 2 * PACE
+    assert ticket.generated == 2 * PACE
     await asyncio.sleep(1)
     ticket.finish(Outcome.CANCELLED)
-    assert paid(paced) == (100, 5 + 3 * PACE)
+    assert paid(paced) == (100, 3 * PACE)
+
+
+async def test_a_client_that_takes_a_token_a_second_pays_by_the_clock_too(paced):
+    ticket = paced.send()
+    ticket.first_token()
+    for second in range(4):
+        ticket.stalled = False
+        ticket.progress(100, second + 1, exact=True)
+        ticket.stalled = True
+        await asyncio.sleep(1)
+        paced.dispatcher.tick()
+    ticket.stalled = False
+    ticket.finish(Outcome.CANCELLED)
+    assert paid(paced) == (100, 4 * PACE)
 
 
 async def test_a_stalled_stream_that_goes_on_is_charged_what_it_then_shows(paced):
