@@ -2,13 +2,15 @@
 
 What uvicorn's httptools protocol leaves open is closed here, before anybody is asked for a key: a head of any length (each
 piece of a long header costs a copy of it so far: 20 MB of one hold the event loop for seconds), a head that never comes,
-connections without number, and a client that leaves after it sent a second request ahead of the first one's answer.
+connections without number, an offer to speak HTTP/2, and a client that leaves after it sent a second request ahead of the
+first one's answer.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import socket
 import ssl
 from collections.abc import Generator
@@ -28,6 +30,7 @@ HEAD_SECONDS = 75.0
 """For a head to come whole, from the connection on or from the first byte after an answer."""
 _GONE_SECONDS = 0.05
 """Between looks at whether connections are closed."""
+_UPGRADE = re.compile(rb"\r\nupgrade:[^\r\n]*", re.IGNORECASE)
 
 
 class ListenError(Exception):
@@ -72,7 +75,7 @@ class GuardedProtocol(HttpToolsProtocol):
     @override
     def data_received(self, data: bytes) -> None:
         self._unread += len(data)
-        super().data_received(data)
+        super().data_received(data if self._serving else _without_upgrade(data))
         if self._unread > MOST_HEAD_BYTES and not self.transport.is_closing():
             self._too_large = True
             self.send_400_response("")
@@ -125,6 +128,15 @@ class GuardedProtocol(HttpToolsProtocol):
         if self._head_due is not None:
             self._head_due.cancel()
             self._head_due = None
+
+
+def _without_upgrade(data: bytes) -> bytes:
+    """Leave an offer to upgrade out of a head: uvicorn's parser drops the body of a request that has one.
+
+    Java's HttpClient offers HTTP/2 with each request on a new connection, and is content without.
+    """
+    found = _UPGRADE.search(data, 0, max(0, data.find(b"\r\n\r\n")))
+    return data if found is None else data[: found.start()] + data[found.end() :]
 
 
 class _Server(uvicorn.Server):

@@ -114,7 +114,6 @@ class Sidecar:
             await self._stop.wait()
             await self._drained()
             await self._until_sent(data)
-            self._pool.abandon()
         finally:
             await data.stop(CUT_SECONDS)
             await self._end_tasks()
@@ -255,12 +254,13 @@ class Sidecar:
         return "drained"
 
     async def _until_sent(self, data: Listener) -> None:
-        """Let clients take the rest of their answers in what is left of the drain's time."""
+        """Let clients take the rest of their answers in what is left of the drain's time; then give up on the engine's."""
         try:
             async with self._drain_time():
                 await data.drain()
         except TimeoutError:
             log.warning("answers are cut off", connections=data.connections)
+            self._pool.abandon()
 
     @contextlib.asynccontextmanager
     async def _drain_time(self) -> AsyncIterator[None]:

@@ -71,6 +71,28 @@ async def test_requests_sent_ahead_are_answered_in_their_order():
         await way.settled(finished=3)
 
 
+# -- another protocol
+
+
+@pytest.mark.parametrize("cut", [None, 40], ids=["in one piece", "in two"])
+async def test_a_client_that_offers_http_2_is_served_over_http_1(cut):
+    script = Holding()
+    script.go.set()
+    offer = {"Connection": "Upgrade, HTTP2-Settings", "Upgrade": "h2c", "HTTP2-Settings": "AAMAAABkAAQAAP__"}
+    request = head(CHAT, BODY, headers=offer) + BODY
+    async with engine(script) as it, stack(it.url) as way:
+        reader, writer = await way.connect()
+        for _ in range(2):  # and once more on the connection
+            writer.write(request[:cut])
+            if cut is not None:
+                await asyncio.sleep(0.02)
+                writer.write(request[cut:])
+            said = await asyncio.wait_for(reader.readuntil(b"}"), 5)
+            assert said.startswith(b"HTTP/1.1 200 "), said
+        writer.close()
+        await way.settled(finished=2)
+
+
 # -- no request at all
 
 
