@@ -117,3 +117,22 @@ def test_newcomer_after_a_change_is_lifted_to_the_least_served_of_those_that_sti
     assert new.enqueue(make_request("new", "newcomer"), 2.0) is None
     counters = {row.tenant: row.counter for row in new.shares(2.0)}
     assert counters["newcomer"] == counters["green"] < counters["red"]
+
+
+def test_tenant_far_ahead_that_only_runs_at_the_change_waits_within_the_bound_when_it_comes_back():
+    line = Line(make("LCF"))
+    for now in range(CHANGE):
+        line.second(float(now), ["red"])
+    for number in range(2):
+        assert line.scheduler.enqueue(make_request(f"b{number}", "blue", prompt=100), float(CHANGE)) is None
+        line.queued["blue"] += 1
+    for request in [r for r in line.scheduler.books.waiting.values() if r.tenant == "red"]:
+        line.scheduler.cancel(request, float(CHANGE))
+        line.queued["red"] -= 1
+    assert {request.tenant for request in line.flying} == {"red"}
+    line.scheduler = carry_over(line.scheduler, make("VTC"), float(CHANGE))
+    for now in range(CHANGE, CHANGE + 400):
+        line.second(float(now), ["blue", "red"] if now >= CHANGE + 5 else ["blue"])
+        bound = line.scheduler.bound(float(now))
+        assert bound.met, f"{now - CHANGE} s after the change: {bound}"
+    assert line.served["blue"] > 390

@@ -156,3 +156,17 @@ def test_quantum_comes_from_the_policy_and_must_be_positive():
     assert settings.quantum == 77
     with pytest.raises(ValueError, match="quantum=0 must be at least 1"):
         DRRSettings(quantum=0)
+
+
+def test_debt_of_an_idle_tenant_is_paid_by_the_turns_of_others_and_not_forgiven():
+    scheduler = drr()
+    flying = fill(scheduler, "a")
+    drain(scheduler)
+    scheduler.settle(flying[0], Usage(60, 130), Outcome.FINISHED, 1.0)
+    assert deficit(scheduler, "a") == 100 - 60 - 260
+    fill(scheduler, "b" * 4, now=1.0)
+    drain(scheduler, 1.0)
+    assert deficit(scheduler, "a") == -220 + 100
+    fill(scheduler, "b" * 4, now=2.0)
+    drain(scheduler, 2.0)
+    assert deficit(scheduler, "a") == 80

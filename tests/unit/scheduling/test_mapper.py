@@ -194,3 +194,16 @@ def test_least_squares_is_the_textbook_update():
     fit.learn([2.0], 3.0)
     assert fit.predict([1.0]) == pytest.approx(3 * 8 / 16.5)
     assert fit.snapshot()["diagonal"] == pytest.approx([(4 - 8 / 16.5 * 8) / 0.5])
+
+
+def test_utilisation_that_is_measured_again_after_long_is_learnt_anew():
+    again, fresh = MetricMapper(), MetricMapper()
+    for prompt, output, load in samples(50):
+        again.learn(prompt, output, load, latency=1.0, utilisation=0.1)
+    for prompt, output, load in samples(UNMEASURED):
+        again.learn(prompt, output, load, latency=1.0)
+    for prompt, output, load in samples(5, seed=2):
+        for mapper in (again, fresh):
+            mapper.learn(prompt, output, load, latency=1.0, utilisation=0.9)
+    expected = [mapper.predict(500, 100, Load(8)).utilisation for mapper in (again, fresh)]
+    assert expected[0] == expected[1] > 0.5
