@@ -90,3 +90,12 @@ async def test_without_it_nothing_is_cached_and_the_engine_says_so():
         async with session.get("/metrics") as reply:
             assert 'enable_prefix_caching="False"' in await reply.text()
     assert cached(got) == 0
+
+
+async def test_what_was_generated_is_served_to_a_prompt_that_brings_it_back():
+    async with serving(settings=SETTINGS) as (_, session):
+        asked = "word " * 30 + "\n"
+        answer = await ask(session, {"prompt": asked, "max_tokens": 40, "ignore_eos": True})
+        again = await ask(session, prompt(asked + answer["choices"][0]["text"] + " more of it"))
+    assert answer["usage"]["completion_tokens"] == 40
+    assert cached(again) == (30 + 39) // 16 * 16, "all but the last token, which was never computed"
