@@ -92,9 +92,9 @@ class Admission:
 
     def __init__(self) -> None:
         self.held_bytes = 0
-        """Bodies being read or waiting."""
+        """Bodies that are read, wait, or are passed on."""
         self.reading = 0
-        """Requests whose body is being read."""
+        """Requests whose body is read or passed on."""
         self.ended: Callable[[], None] = lambda: None
         """Called when a reservation ends."""
         self._drained = DecayingRate(_DRAIN_WINDOW_SECONDS)
@@ -102,7 +102,7 @@ class Admission:
         self._minutes: dict[str, MinuteLimit] = {}
 
     def reserve(self, tenant: str, size: int, refuse: Callable[[int], Rejection | None]) -> Reservation:
-        """Hold room for `size` bytes, which `refusal` has let pass; `refuse` is asked before it grows."""
+        """Hold room for `size` bytes, which were let pass; `refuse` is asked before it grows."""
         self.reading += 1
         self.held_bytes += size
         return Reservation(self, tenant, size, refuse)
@@ -134,6 +134,12 @@ class Admission:
         if (refusal := self.bytes_refusal(size, policy, queued, now)) is not None:
             return refusal
         return self.minute_refusal(tenant, policy, now)
+
+    def body_refusal(self, size: int, policy: Policy, queued: int, now: float) -> Rejection | None:
+        """Say why a body of `size` bytes may not be read."""
+        if policy.enforce and size > policy.max_body_bytes:
+            return too_large(policy.max_body_bytes)
+        return self.bytes_refusal(size, policy, queued, now)
 
     def bytes_refusal(self, more: int, policy: Policy, queued: int, now: float) -> Rejection | None:
         """Say why `more` bytes do not fit into the queue. An empty queue takes any body that is not too large."""

@@ -89,7 +89,7 @@ class DataPath:
         if not client.has_body:
             await self._relay(client, endpoint, tenant, None)
             return
-        room = self._dispatcher.hold(tenant, client.content_length)
+        room = self._dispatcher.reserve(tenant, client.content_length, waits=False)
         if isinstance(room, Rejection):
             await client.refuse(endpoint.shape, room)
             return

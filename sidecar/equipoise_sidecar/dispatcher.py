@@ -32,7 +32,6 @@ from equipoise_sidecar.admission import (
     Admission,
     Reservation,
     from_refusal,
-    too_large,
     too_many_tokens,
 )
 from equipoise_sidecar.availability import Availability
@@ -99,32 +98,24 @@ class Dispatcher:
             return self.refuse(DEFAULT_TENANT, UNAUTHENTICATED)
         return DEFAULT_TENANT
 
-    def reserve(self, tenant: str, content_length: int | None) -> Reservation | Rejection:
-        """Take room for a body before it is read; without Content-Length it grows as the body comes."""
-        if self.draining:
-            return self.refuse(tenant, DRAINING)
-        size, now = content_length or 0, self.clock()
-        account = self.accounting.get(tenant)
-        rejection = self.admission.refusal(
-            tenant,
-            self.policy,
-            size=size,
-            queued=self.scheduler.queued,
-            tenant_queued=account.queued if account is not None else 0,
-            now=now,
-        )
-        if rejection is not None:
-            return self.refuse(tenant, rejection)
-        return self.admission.reserve(tenant, size, self._refuse_bytes)
+    def reserve(
+        self, tenant: str, content_length: int | None, *, waits: bool = True
+    ) -> Reservation | Rejection:
+        """Take room for a body before it is read; without Content-Length it grows as the body comes.
 
-    def hold(self, tenant: str, content_length: int | None) -> Reservation | Rejection:
-        """Take room for the body of a request that is passed on at once: no limit but the bytes."""
+        `waits`: its request will queue. One that is passed on at once needs room for its bytes alone.
+        """
         if self.draining:
             return self.refuse(tenant, DRAINING)
-        size = content_length or 0
-        limit = self.policy.max_body_bytes
-        too_long = self.policy.enforce and size > limit
-        rejection = too_large(limit) if too_long else self._refuse_bytes(size)
+        size, now, queued = content_length or 0, self.clock(), self.scheduler.queued
+        if waits:
+            account = self.accounting.get(tenant)
+            own = account.queued if account is not None else 0
+            rejection = self.admission.refusal(
+                tenant, self.policy, size=size, queued=queued, tenant_queued=own, now=now
+            )
+        else:
+            rejection = self.admission.body_refusal(size, self.policy, queued, now)
         if rejection is not None:
             return self.refuse(tenant, rejection)
         return self.admission.reserve(tenant, size, self._refuse_bytes)
