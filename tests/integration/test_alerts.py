@@ -164,6 +164,12 @@ SITUATIONS = [
         "3 sidecars have lacked the present configuration for 15 minutes",
     ),
     Situation(
+        "EquipoiseSidecarsUnheard",
+        {'equipoise_operator_sidecars{pod="equipoise-0",state="failing"}': always(2)},
+        OPERATOR,
+        "2 sidecars have not answered the operator as they should for 15 minutes",
+    ),
+    Situation(
         "EquipoiseOperatorWorkFails",
         {'equipoise_operator_work_failures_total{pod="equipoise-0"}': rising(1)},
         OPERATOR,
