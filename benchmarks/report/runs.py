@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from equipoise_simulator.contender import Contender
+from equipoise_simulator.engines import GateName
 from equipoise_simulator.profiles import Profile
 from equipoise_simulator.result import Metric
-from equipoise_simulator.simulation import GateName, simulate
+from equipoise_simulator.simulation import simulate
 from equipoise_simulator.suites import suite
 from equipoise_simulator.traces import read_trace
 from equipoise_simulator.workload import Workload
@@ -47,6 +50,8 @@ class Run:
     """Seconds from which on the tenants' `service_since` counts."""
     ablation: Callable[[Contender], Contender] | None = None
     """Takes something away from the contender."""
+    patience: float = math.inf
+    """Seconds after which an answer comes too late for `answered_tokens_per_second`, whether its client leaves or not."""
 
     def __call__(self) -> Document:
         """Run it and return its measures."""
@@ -58,9 +63,19 @@ class Run:
         result = simulate(load, contender, gate=self.gate, profile=self.profile, seed=self.seed)
         spent = time.process_time() - began
         document = {**result.document(self.metric), "cpu_seconds": spent}
+        answers: dict[str, list[float]] = {}
+        tokens = 0
+        for record in result.records:
+            if record.finished and record.ended is not None:
+                seconds = record.ended - record.arrival
+                if seconds <= self.patience:
+                    answers.setdefault(record.tenant, []).append(seconds)
+                    tokens += record.prompt + record.generated
+        document["answered_tokens_per_second"] = tokens / result.simulated_seconds
         for name, tenant in document["tenants"].items():
             series, weight = result.series[name], result.weights[name]
             tenant["service_since"] = weight * series.received(self.since, result.workload.seconds)
+            tenant["answer_seconds"] = fmean(answers[name]) if name in answers else None
         return document
 
 

@@ -4,7 +4,8 @@ Ten rounds of 100 s with arrivals in the first 80 s of each; clients give up aft
 and SLOs are the artifact's. What it does not say and is assumed here: arrivals are Poisson; short prompts have 16 to 128
 tokens, long ones 256 to 768, mixed clients send either; answers have 64 to 256 tokens; all uniform; the engine is the
 "slow" profile, on which queue and answer together take about as long as the SLOs. On one 1.2 times as fast four of five
-requests keep theirs; on "fast" all do, nobody waits, and every scheduler is the same.
+requests keep theirs; on "fast" all do, nobody waits, and every scheduler is the same. The artifact's short clients send
+chats and its long ones documents, with answers to match; what that changes is in the report's section.
 """
 
 from __future__ import annotations
