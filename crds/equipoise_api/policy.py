@@ -41,7 +41,16 @@ class LabelSelectorRequirement(ApiModel):
     operator: Literal["In", "NotIn", "Exists", "DoesNotExist"]
     """In, NotIn, Exists or DoesNotExist."""
     values: Annotated[list[LabelValue], Field(max_length=64), list_set()] = []
-    """Values for In and NotIn."""
+    """Values for In and NotIn, which need some; Exists and DoesNotExist take none."""
+
+
+REQUIREMENT_RULES = rules(
+    (
+        "(self.operator in ['In', 'NotIn']) == (has(self.values) && size(self.values) > 0)",
+        "In and NotIn need values, Exists and DoesNotExist take none",
+        ".values",
+    )
+)
 
 
 class LabelSelector(ApiModel):
@@ -49,7 +58,9 @@ class LabelSelector(ApiModel):
 
     match_labels: Annotated[dict[str, LabelValue], Field(max_length=64)] = {}
     """Labels and the values they must have."""
-    match_expressions: Annotated[list[LabelSelectorRequirement], Field(max_length=64), atomic_list()] = []
+    match_expressions: Annotated[
+        list[Annotated[LabelSelectorRequirement, REQUIREMENT_RULES]], Field(max_length=64), atomic_list()
+    ] = []
     """Terms over label values."""
 
     def matches(self, labels: dict[str, str]) -> bool:

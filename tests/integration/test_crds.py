@@ -94,6 +94,17 @@ def test_a_wrong_tenant_is_refused_with_the_fields_name(api, namespace, spec, wa
     [
         ({}, r"spec\.target: Required"),
         ({"target": {"selector": {}}}, r"spec\.target\.selector\.matchLabels.*name at least one label"),
+        *(
+            (
+                {"target": {"selector": {"matchExpressions": [{"key": "app", **term}]}}},
+                r"spec\.target\.selector\.matchExpressions\[0\]\.values.*In and NotIn need values",
+            )
+            for term in (
+                {"operator": "In"},
+                {"operator": "NotIn", "values": []},  # every pod has none of no values
+                {"operator": "Exists", "values": ["vllm"]},
+            )
+        ),
         ({"target": TARGET, "algorithm": {"type": "Lottery"}}, r"spec\.algorithm\.type.*Lottery"),
         ({"target": TARGET, "algorithm": {"type": "FCFS", "vtc": {}}}, r"spec\.algorithm\.vtc.*type VTC"),
         ({"target": TARGET, "mode": "Sometimes"}, r"spec\.mode"),
