@@ -4,7 +4,7 @@ service elsewhere, long waits. Generations are a few looks long here, so that fo
 
 from collections.abc import Callable
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from unittest import mock
 
 import pytest
@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from scheduling_chaos import KINDS, TENANTS, Chaos, gates
 
 from equipoise_scheduling.contract import TenantSettings
+from equipoise_scheduling.cost import LinearCost
 from equipoise_scheduling.generations import KEPT
 from equipoise_scheduling.history import carry_over
 from equipoise_scheduling.holistic import UNIT
@@ -90,6 +91,14 @@ class Unruly(Chaos):
                     worst = max(worst, abs(now[f] - now[g] - then[f] + then[g]))
                 gaps[f, g] = worst
         return gaps
+
+    def _facts(self, op):
+        return {
+            "ttft_budget": (None, 0.1, 1.0, 60.0)[op.z % 4],
+            "interaction": ("", "i", "j", "k")[op.y % 4],
+            "call_index": 1 + op.y % 3,
+            "cached_tokens": op.x // 8,
+        }
 
     def _moved(self, request):
         self.weight_of[request.id] = self.scheduler.books.flights[request.id].weight
@@ -178,6 +187,38 @@ def test_equipoise(ops, gate, chosen):
             ordering=("FIFO", "Deadline")[op.y % 2],
         )
         chaos.run(ops)
+        assert scheduler.bound(0.0).met
+
+
+class Caching(VTC):
+    """What the engine's prefix cache served turns out otherwise than estimated."""
+
+    def settle(self, request, usage, outcome, now):
+        usage = replace(usage, cached=usage.prompt * (request.number % 4) // 4)
+        super().settle(request, usage, outcome, now)
+
+
+class OneWeight(Unruly):
+    """Service is what the books say, since prompts have two prices."""
+
+    def note(self):
+        tenants = self.scheduler.books.tenants
+        self.had = {name: tenants[name].service.total_cost if name in tenants else 0.0 for name in TENANTS}
+        super().note()
+
+    def _elsewhere(self, op):
+        pass
+
+    def _weigh(self, op):
+        pass
+
+
+@settings(max_examples=200, deadline=None)
+@given(operations, gates, predictions, st.sampled_from([0.0, 0.1, 3.0]))
+def test_vtc_with_a_price_of_its_own_for_cached_tokens(ops, gate, prediction, price):
+    with short_generations():
+        scheduler = Caching(VTCSettings(prediction=prediction, cost=LinearCost(cached=price)))
+        over(scheduler, gate, OneWeight).run(ops)
         assert scheduler.bound(0.0).met
 
 
