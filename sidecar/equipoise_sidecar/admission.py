@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from collections.abc import Set as AbstractSet
 from enum import StrEnum
@@ -14,6 +15,9 @@ from equipoise_sidecar.rates import DecayingRate, MinuteLimit
 LONGEST_RETRY_SECONDS = 120.0
 """OpenAI's clients give up at once on a longer Retry-After."""
 SHORTEST_RETRY_SECONDS = 1.0
+PART_OF_THE_REST = 9
+"""A tenant may hold at most so many times what is left of the queue, alone nine tenths of it: whoever holds less finds
+room, however much others send. Dynamic thresholds of shared buffers (Choudhury and Hahne, IEEE/ACM ToN 6(2), 1998)."""
 _DRAIN_WINDOW_SECONDS = 30.0
 
 
@@ -55,7 +59,11 @@ class Reservation:
     __slots__ = ("_admission", "_refuse", "held_bytes", "open", "tenant")
 
     def __init__(
-        self, admission: Admission, tenant: str, held_bytes: int, refuse: Callable[[int], Rejection | None]
+        self,
+        admission: Admission,
+        tenant: str,
+        held_bytes: int,
+        refuse: Callable[[str, int], Rejection | None],
     ) -> None:
         self._admission = admission
         self._refuse = refuse
@@ -68,23 +76,22 @@ class Reservation:
         more = total_bytes - self.held_bytes
         if more <= 0 or not self.open:
             return None
-        if (refusal := self._refuse(more)) is not None:
+        if (refusal := self._refuse(self.tenant, more)) is not None:
             return refusal
         self.held_bytes = total_bytes
-        self._admission.held_bytes += more
+        self._admission.hold(self.tenant, more)
         return None
 
     def release(self) -> None:
         """Give the room back."""
         if self.open:
-            self._admission.held_bytes -= self.held_bytes
+            self._admission.let_go(self.tenant, self.held_bytes)
             self.take()
 
     def take(self) -> None:
         """Close it; the bytes are the caller's to count from here."""
         self.open = False
-        self._admission.reading -= 1
-        self._admission.ended()
+        self._admission.was_read(self.tenant)
 
 
 class Admission:
@@ -97,15 +104,34 @@ class Admission:
         """Requests whose body is read or passed on."""
         self.ended: Callable[[], None] = lambda: None
         """Called when a reservation ends."""
+        self._held_by: Counter[str] = Counter()
+        self._read_by: Counter[str] = Counter()
         self._drained = DecayingRate(_DRAIN_WINDOW_SECONDS)
         self._drained_by_tenant: dict[str, DecayingRate] = {}
         self._minutes: dict[str, MinuteLimit] = {}
 
-    def reserve(self, tenant: str, size: int, refuse: Callable[[int], Rejection | None]) -> Reservation:
+    def reserve(self, tenant: str, size: int, refuse: Callable[[str, int], Rejection | None]) -> Reservation:
         """Hold room for `size` bytes, which were let pass; `refuse` is asked before it grows."""
         self.reading += 1
-        self.held_bytes += size
+        self._read_by[tenant] += 1
+        self.hold(tenant, size)
         return Reservation(self, tenant, size, refuse)
+
+    def was_read(self, tenant: str) -> None:
+        """Note that a body is read, or given up."""
+        self.reading -= 1
+        _subtract(self._read_by, tenant, 1)
+        self.ended()
+
+    def hold(self, tenant: str, size: int) -> None:
+        """Count the bytes of a body that waits."""
+        self.held_bytes += size
+        self._held_by[tenant] += size
+
+    def let_go(self, tenant: str, size: int) -> None:
+        """Count them no more: it went to the engine, or ended."""
+        self.held_bytes -= size
+        _subtract(self._held_by, tenant, size)
 
     def refusal(
         self, tenant: str, policy: Policy, *, size: int, queued: int, tenant_queued: int, now: float
@@ -115,13 +141,21 @@ class Admission:
             return None
         if size > policy.max_body_bytes:
             return too_large(policy.max_body_bytes)
-        queue = policy.config.queue
-        if queued + self.reading >= queue.max_requests:
+        free = policy.config.queue.max_requests - queued - self.reading
+        if free <= 0:
             return Rejection(
                 429,
                 Reason.QUEUE_FULL,
-                f"{queue.max_requests} requests wait already.",
+                f"{queued + self.reading} requests wait already.",
                 self.retry_after(queued, now),
+            )
+        own = tenant_queued + self._read_by[tenant]
+        if own >= PART_OF_THE_REST * free:
+            return Rejection(
+                429,
+                Reason.QUEUE_FULL,
+                f"{own} requests of {tenant} wait already, and what is left of the queue is for others.",
+                self.retry_after(tenant_queued, now, tenant),
             )
         limits = policy.tenants.get(tenant, NOBODY).limits
         if limits.max_queued is not None and tenant_queued >= limits.max_queued:
@@ -131,28 +165,32 @@ class Admission:
                 f"{limits.max_queued} requests of {tenant} wait already.",
                 self.retry_after(tenant_queued, now, tenant),
             )
-        if (refusal := self.bytes_refusal(size, policy, queued, now)) is not None:
+        if (refusal := self.bytes_refusal(tenant, size, policy, queued, now)) is not None:
             return refusal
         return self.minute_refusal(tenant, policy, now)
 
-    def body_refusal(self, size: int, policy: Policy, queued: int, now: float) -> Rejection | None:
+    def body_refusal(
+        self, tenant: str, size: int, policy: Policy, queued: int, now: float
+    ) -> Rejection | None:
         """Say why a body of `size` bytes may not be read."""
         if policy.enforce and size > policy.max_body_bytes:
             return too_large(policy.max_body_bytes)
-        return self.bytes_refusal(size, policy, queued, now)
+        return self.bytes_refusal(tenant, size, policy, queued, now)
 
-    def bytes_refusal(self, more: int, policy: Policy, queued: int, now: float) -> Rejection | None:
+    def bytes_refusal(
+        self, tenant: str, more: int, policy: Policy, queued: int, now: float
+    ) -> Rejection | None:
         """Say why `more` bytes do not fit into the queue. An empty queue takes any body that is not too large."""
-        if (
-            not policy.enforce
-            or self.held_bytes == 0
-            or self.held_bytes + more <= policy.config.queue.max_bytes
-        ):
+        if not policy.enforce or self.held_bytes == 0:
+            return None
+        free = policy.config.queue.max_bytes - self.held_bytes - more
+        if free >= 0 and self._held_by[tenant] + more <= PART_OF_THE_REST * free:
             return None
         return Rejection(
             429,
             Refused.QUEUE_BYTES,
-            f"The waiting requests' bodies fill the queue's {policy.config.queue.max_bytes} bytes.",
+            f"The waiting requests' bodies fill the queue's {policy.config.queue.max_bytes} bytes, or what {tenant} may"
+            " have of them.",
             self.retry_after(queued, now),
         )
 
@@ -216,6 +254,12 @@ class Admission:
         for known in (self._drained_by_tenant, self._minutes):
             for tenant in known.keys() - tenants:
                 del known[tenant]
+
+
+def _subtract(counts: Counter[str], tenant: str, amount: int) -> None:
+    counts[tenant] -= amount
+    if not counts[tenant]:
+        del counts[tenant]
 
 
 def too_large(limit: int) -> Rejection:

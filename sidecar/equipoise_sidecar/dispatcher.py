@@ -115,7 +115,7 @@ class Dispatcher:
                 tenant, self.policy, size=size, queued=queued, tenant_queued=own, now=now
             )
         else:
-            rejection = self.admission.body_refusal(size, self.policy, queued, now)
+            rejection = self.admission.body_refusal(tenant, size, self.policy, queued, now)
         if rejection is not None:
             return self.refuse(tenant, rejection)
         return self.admission.reserve(tenant, size, self._refuse_bytes)
@@ -161,8 +161,8 @@ class Dispatcher:
         self.accounting[tenant].refused(rejection.reason, self.clock())
         return rejection
 
-    def _refuse_bytes(self, more: int) -> Rejection | None:
-        return self.admission.bytes_refusal(more, self.policy, self.scheduler.queued, self.clock())
+    def _refuse_bytes(self, tenant: str, more: int) -> Rejection | None:
+        return self.admission.bytes_refusal(tenant, more, self.policy, self.scheduler.queued, self.clock())
 
     # -- dispatch
 
@@ -204,7 +204,7 @@ class Dispatcher:
         self.prefixes.dispatched(ticket.prefix, request)
         if ticket.facts.kind.generates:
             self.pace.started(request.sequences, now)
-        self.admission.held_bytes -= ticket.held_bytes
+        self.admission.let_go(request.tenant, ticket.held_bytes)
         self.admission.left_queue(request.tenant, now)
         account = self.accounting[request.tenant]
         account.queued -= 1
@@ -238,7 +238,7 @@ class Dispatcher:
         self.shadows.returned(ticket.request, self.scheduler, now)
         ticket.phase = Phase.QUEUED
         ticket.forget()
-        self.admission.held_bytes += ticket.held_bytes
+        self.admission.hold(ticket.tenant, ticket.held_bytes)
         self.accounting[ticket.tenant].queued += 1
         self._arm_expiry(ticket, now)
         if reachable:
@@ -308,7 +308,7 @@ class Dispatcher:
             if request.outcome is None:
                 self.scheduler.cancel(request, now, outcome)
             self.shadows.ended(request, None, outcome, self.scheduler, now)
-            self.admission.held_bytes -= ticket.held_bytes
+            self.admission.let_go(ticket.tenant, ticket.held_bytes)
             account.queued -= 1
             if outcome in {Outcome.EXPIRED, Outcome.FAILED}:
                 account.waited(now - request.arrival, now)

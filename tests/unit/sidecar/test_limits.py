@@ -5,6 +5,7 @@ import asyncio
 import pytest
 
 from equipoise_scheduling.request import Outcome
+from equipoise_sidecar.admission import Reservation
 from equipoise_sidecar.ticket import Phase, Ticket
 
 BLUE, RED = "team/blue", "team/red"
@@ -67,6 +68,38 @@ async def test_a_body_without_length_grows_until_the_bytes_are_used_up(line):
     assert reservation.grow(400_000).reason == "queue-bytes-full"
     reservation.release()
     assert line.dispatcher.admission.held_bytes == 1_000_000
+
+
+async def test_a_flood_of_one_tenants_leaves_room_for_the_others(line):
+    line.configure(queue={"maxRequests": 100})
+    flood = [line.try_to_send(RED) for _ in range(200)]
+    waiting = [ticket for ticket in flood if isinstance(ticket, Ticket) and ticket.phase is Phase.QUEUED]
+    assert len(waiting) == 90
+    rejection = flood[-1]
+    assert (rejection.status, rejection.reason) == (429, "queue-full")
+    assert "what is left of the queue is for others" in rejection.message
+    assert isinstance(line.try_to_send(BLUE), Ticket)
+
+
+async def test_bodies_that_never_come_keep_nobody_out(line):
+    line.configure(queue={"maxRequests": 100, "maxBytes": 100_000_000, "maxBodyBytes": 10_000_000})
+    announced = [line.dispatcher.reserve(RED, 10_000_000) for _ in range(50)]
+    held = [each for each in announced if isinstance(each, Reservation)]
+    assert len(held) == 9
+    assert announced[-1].reason == "queue-bytes-full"
+    slow = [line.dispatcher.reserve(RED, 0) for _ in range(200)]
+    assert slow[-1].reason == "queue-full"
+    for _ in range(5):
+        assert isinstance(line.try_to_send(BLUE, body_bytes=100_000), Ticket)
+    for each in (*held, *slow):
+        if isinstance(each, Reservation):
+            each.release()
+    assert isinstance(line.try_to_send(RED), Ticket)
+
+
+async def test_a_short_queue_is_used_to_the_end(line):
+    line.configure(queue={"maxRequests": 5})
+    assert [isinstance(line.try_to_send(), Ticket) for _ in range(7)] == [True] * 6 + [False]
 
 
 async def test_too_large_a_body_gets_413(line):
