@@ -49,6 +49,8 @@ class GuardedProtocol(HttpToolsProtocol):
         self._unread = 0
         """Bytes since a head was complete or a piece of a body came: the parser may hold all of them."""
         self._too_large = False
+        self._between = True
+        """The next byte begins a request: what comes is its head, not the rest of another's body."""
         self._head_due: asyncio.TimerHandle | None = None
         self._served: RequestResponseCycle | None = None
         """The request that is being answered; `cycle` is the newest one."""
@@ -75,12 +77,22 @@ class GuardedProtocol(HttpToolsProtocol):
     @override
     def data_received(self, data: bytes) -> None:
         self._unread += len(data)
-        super().data_received(data if self._serving else _without_upgrade(data))
+        super().data_received(_without_upgrade(data) if self._between else data)
         if self._unread > MOST_HEAD_BYTES and not self.transport.is_closing():
             self._too_large = True
             self.send_400_response("")
         elif self._head_due is None and not self._serving:
             self._expect_head()
+
+    @override
+    def on_message_begin(self) -> None:
+        self._between = False
+        super().on_message_begin()
+
+    @override
+    def on_message_complete(self) -> None:
+        self._between = True
+        super().on_message_complete()
 
     @override
     def on_headers_complete(self) -> None:
@@ -131,7 +143,7 @@ class GuardedProtocol(HttpToolsProtocol):
 
 
 def _without_upgrade(data: bytes) -> bytes:
-    """Leave an offer to upgrade out of a head: uvicorn's parser drops the body of a request that has one.
+    """Leave an offer to upgrade out of a head that begins here: uvicorn's parser drops the body of a request that has one.
 
     Java's HttpClient offers HTTP/2 with each request on a new connection, and is content without.
     """

@@ -74,23 +74,35 @@ async def test_requests_sent_ahead_are_answered_in_their_order():
 # -- another protocol
 
 
-@pytest.mark.parametrize("cut", [None, 40], ids=["in one piece", "in two"])
-async def test_a_client_that_offers_http_2_is_served_over_http_1(cut):
+async def test_a_client_that_offers_http_2_is_served_over_http_1():
     script = Holding()
     script.go.set()
     offer = {"Connection": "Upgrade, HTTP2-Settings", "Upgrade": "h2c", "HTTP2-Settings": "AAMAAABkAAQAAP__"}
-    request = head(CHAT, BODY, headers=offer) + BODY
     async with engine(script) as it, stack(it.url) as way:
         reader, writer = await way.connect()
         for _ in range(2):  # and once more on the connection
-            writer.write(request[:cut])
-            if cut is not None:
-                await asyncio.sleep(0.02)
-                writer.write(request[cut:])
+            writer.write(head(CHAT, BODY, headers=offer) + BODY)
             said = await asyncio.wait_for(reader.readuntil(b"}"), 5)
             assert said.startswith(b"HTTP/1.1 200 "), said
         writer.close()
         await way.settled(finished=2)
+
+
+@pytest.mark.parametrize("path", [CHAT, "/nowhere"], ids=["too large", "not there"])
+async def test_a_body_that_looks_like_an_offer_keeps_its_length(path):
+    script = Holding()
+    script.go.set()
+    text = b"x" * 3000 + b"\r\nUpgrade: h2c\r\n\r\n" + b"y" * 3000
+    async with engine(script) as it, stack(it.url, queue={"maxBodyBytes": 1024}) as way:
+        reader, writer = await way.connect()
+        writer.write(head(path, text))
+        await reader.readuntil(b"}}")  # refused, and the body is still to come
+        for piece in (text[:2000], text[2000:], REQUEST):
+            writer.write(piece)
+            await asyncio.sleep(0.02)
+        said = await asyncio.wait_for(reader.readuntil(b"}"), 5)
+        assert said.startswith(b"HTTP/1.1 200 "), said
+        writer.close()
 
 
 # -- no request at all
