@@ -14,8 +14,10 @@ The limit of these two is L % of the pool: see `kv_limit`.
 to come are not looked at, so preemptions are to be expected, change nothing, and no fairness bound holds.
 
 Headroom: L leaves some of the pool free, since predictions err. Urgent requests, those with an SLO of at most
-`URGENT_SECONDS` that they can still keep, may use so many points more, so that one of them finds room at once; no more
-than what is not urgent holds, for that is what they pass: urgent requests alone gain nothing by bolder plans.
+`URGENT_SECONDS` that they can still keep, may use so many points more, so that one of them finds room at once.
+
+Stalls: what an urgent request finds in the engine is computed before it. While such come, the prompts of others go one
+after another where those under way would take the engine more than `STALL_SECONDS`.
 
 Under every kind adaptive batching (see `batching`) may hold a request back: by the predicted time of a step, and by the
 prompt tokens that are still to be prefilled.
@@ -29,8 +31,9 @@ from equipoise_scheduling.batching import AdaptiveBatching, BatchingLimits
 from equipoise_scheduling.kv_limit import KvLimit
 from equipoise_scheduling.kv_plan import Held, future_peak
 from equipoise_scheduling.request import Reason, Refusal, Request
-from equipoise_scheduling.slo import urgent
+from equipoise_scheduling.slo import URGENT_MEMORY_SECONDS, urgent
 
+STALL_SECONDS = 0.1
 CORRECTIONS = 3
 """The engine's surplus over our own count is believed once it has lasted this many scrapes."""
 
@@ -90,6 +93,8 @@ class Gate:
         """What is in flight; by remaining output, falling, where `_sorted`."""
         self._sorted = True
         self._surplus: list[int] = []
+        self._last_urgent = float("-inf")
+        """Arrival of the latest urgent request that was started."""
         self._kv_limit = KvLimit(self.settings.utilisation_percent)
 
     def reconfigure(self, settings: GateSettings) -> None:
@@ -143,15 +148,16 @@ class Gate:
         if self.max_in_flight is not None and self.sequences + request.sequences > self.max_in_flight:
             return False
         candidate = Held(request, self._block, self.settings.context_tokens)
-        if self.batching.holds(self.settings.batching, candidate, self.sequences, self.used) is not None:
+        if self._holds(candidate, now) is not None:
             return False
         if self._pool is None:
             return True
         limit = self._limit(self._pool)
         if self.settings.kind == "prompt":
             return self.used + candidate.kv <= limit
-        if request.deadline is not None and now <= request.deadline and urgent(request):
-            limit += self._headroom(self._pool)
+        if _presses(request, now):
+            headroom = min(self.settings.headroom_percent, 100 - self.percent)
+            limit += self._pool * headroom / 100
         if self.settings.kind == "reserve":
             return self.reserved + candidate.reserved <= limit
         outstanding = self.outstanding + candidate.remaining * candidate.sequences
@@ -162,27 +168,35 @@ class Gate:
             return True
         return kv <= limit and self._peak_with(candidate) <= limit
 
+    def _stalls(self, candidate: Held, now: float) -> bool:
+        """Say whether a prompt would hold up urgent requests, beside those that are under way."""
+        request, held = candidate.request, self.batching.prefill_held
+        if not held or now - self._last_urgent > URGENT_MEMORY_SECONDS:
+            return False
+        if request.deadline is None or _presses(request, now):
+            return False
+        seconds = self.batching.model.prefill_seconds(held + candidate.prefill)
+        return seconds is not None and seconds > STALL_SECONDS
+
     @property
     def percent(self) -> float:
         """L, the share of the pool that may be planned with, in percent."""
         return 100.0 if self.settings.kind == "prompt" else self._kv_limit.percent
 
-    def batching_holds(self, request: Request) -> str | None:
-        """Say what of adaptive batching holds `request` back, for people; None: nothing."""
+    def batching_holds(self, request: Request, now: float) -> str | None:
+        """Say what but slots and KV holds `request` back, for people; None: nothing."""
         if not self._held:
             return None
-        candidate = Held(request, self._block, self.settings.context_tokens)
+        return self._holds(Held(request, self._block, self.settings.context_tokens), now)
+
+    def _holds(self, candidate: Held, now: float) -> str | None:
+        if self._stalls(candidate, now):
+            return f"when it adds no more than {1000 * STALL_SECONDS:.0f} ms of prompts: urgent requests come"
         return self.batching.holds(self.settings.batching, candidate, self.sequences, self.used)
 
     def _limit(self, pool: int) -> float:
         """Return the KV tokens that may be planned with."""
         return pool * self.percent / 100 - self.surplus
-
-    def _headroom(self, pool: int) -> float:
-        """Return the KV tokens above the limit that an urgent request may use. O(in flight)."""
-        percent = min(self.settings.headroom_percent, 100 - self.percent)
-        patient = sum(held.kv for held in self._held.values() if not urgent(held.request))
-        return min(pool * percent / 100, patient)
 
     def _in_order(self) -> list[Held]:
         """Sort what is in flight by remaining output, falling; nearly sorted already, so about linear."""
@@ -253,6 +267,8 @@ class Gate:
         self._ordered.append(held)
         self._sorted = False
         self.batching.started(held)
+        if urgent(request):
+            self._last_urgent = max(self._last_urgent, request.arrival)
 
     def progress(self, request: Request, prompt: int, generated: int, *, estimated: bool = False) -> None:
         """Count delivery, cumulative over the sequences; with anything generated `prompt` is the whole prompt.
@@ -308,3 +324,8 @@ class Gate:
         """Let L recover and learn how long a step takes. About once a second."""
         self.batching.tick(now, self._held.values(), self.used)
         self._kv_limit.tick(now)
+
+
+def _presses(request: Request, now: float) -> bool:
+    """Say whether it is an urgent request that can still keep its SLO, of a scheduler that orders by deadline."""
+    return request.deadline is not None and now <= request.deadline and urgent(request)

@@ -4,6 +4,8 @@ from equipoise_scheduling.request import Outcome, Request
 
 URGENT_SECONDS = 10.0
 """An SLO of at most so long cannot wait for its tenant's turn."""
+URGENT_MEMORY_SECONDS = 60.0
+"""Urgent requests are expected until so long after the last one arrived."""
 
 
 def urgent(request: Request) -> bool:

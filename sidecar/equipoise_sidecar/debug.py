@@ -142,7 +142,7 @@ def _why_head_waits(dispatcher: Dispatcher, ticket: Ticket, now: float) -> str:
     most = gate.max_in_flight
     if most is not None and gate.sequences + ticket.request.sequences > most:
         return f"next: when one of {most} places is free ({gate.sequences} taken)"
-    if (why := gate.batching_holds(ticket.request)) is not None:
+    if (why := gate.batching_holds(ticket.request, now)) is not None:
         return f"next: {why}"
     return f"next: when its KV cache fits ({gate.percent:.0f} % of {dispatcher.capacity.kv_tokens} tokens may be planned)"
 

@@ -22,13 +22,11 @@ from equipoise_scheduling.deadline_queue import (
 from equipoise_scheduling.pace import Pace
 from equipoise_scheduling.request import Outcome, Request, Usage
 from equipoise_scheduling.schedulers.vtc import VTC
-from equipoise_scheduling.slo import urgent
+from equipoise_scheduling.slo import URGENT_MEMORY_SECONDS, urgent
 from equipoise_scheduling.tenant_queue import TenantQueue
 
 STEP_SECONDS = 0.25
 """Deadlines closer than that are equally urgent."""
-URGENT_MEMORY_SECONDS = 60.0
-"""The band is kept for urgent requests until so long after the last one arrived."""
 GRACE = 20.0
 """Who has missed its deadline has another one, so many times its budget later."""
 TYPICAL_COST = 512.0

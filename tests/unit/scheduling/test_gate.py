@@ -163,17 +163,6 @@ def test_headroom_above_the_limit_is_for_urgent_requests_that_can_still_keep_the
     assert not made.fits(request("overdue", 147, **urgent), 51.5)
 
 
-def test_headroom_is_no_more_than_what_is_not_urgent_holds():
-    made = gate(pool=1000, utilisation_percent=90.0, headroom_percent=5.0)
-    urgent = {"predicted": 1, "deadline": 51.0, "arrival": 50.0, "ttft_budget": 1.0}
-    made.start(request("urgent", 800, **urgent))
-    assert made.fits(request("as anybody", 98, **urgent), 50.0)
-    assert not made.fits(request("more", 99, **urgent), 50.0)
-    made.start(request("batch", 20, predicted=1, ttft_budget=100.0, deadline=150.0))
-    assert made.fits(request("past the batch", 97, **urgent), 50.0)
-    assert not made.fits(request("too much", 98, **urgent), 50.0)
-
-
 def test_headroom_ends_with_the_pool_and_falls_with_the_limit():
     made = gate(pool=1000, utilisation_percent=98.0, headroom_percent=5.0)
     urgent = {"predicted": 1, "deadline": 51.0, "arrival": 50.0, "ttft_budget": 1.0}
@@ -185,6 +174,42 @@ def test_headroom_ends_with_the_pool_and_falls_with_the_limit():
     assert made.percent == 88
     assert made.fits(request("b", 128, **urgent), 50.0)
     assert not made.fits(request("c", 129, **urgent), 50.0)
+
+
+def test_prompts_that_would_stall_urgent_requests_go_one_after_another_while_such_come():
+    made = gate(pool=100_000)
+    patient = {"predicted": 1, "deadline": 1e6, "ttft_budget": 60.0}
+    urgent = {"predicted": 1, "deadline": 101.0, "arrival": 100.0, "ttft_budget": 1.0}
+    first = request("first", 600, **patient)
+    made.start(first)
+    long = request("long", 500, **patient)
+    made.start(request("chat", 10, **urgent))
+    assert made.fits(long, 100.0), "what a prompt costs is not known yet"
+    learn_prompts(made, seconds=0.0001)
+    # 600, 10 and 390 tokens take 0.1 s.
+    assert made.fits(request("short", 350, **patient), 100.0)
+    assert not made.fits(long, 100.0)
+    assert (
+        made.batching_holds(long, 100.0)
+        == "when it adds no more than 100 ms of prompts: urgent requests come"
+    )
+    assert not made.fits(request("missed", 500, **urgent), 101.5)
+    assert made.fits(request("urgent", 500, **urgent), 100.0)
+    assert made.fits(request("in no order of deadlines", 500, predicted=1), 100.0)
+    assert made.fits(long, 160.1), "no urgent one for a minute"
+    made.progress(first, 600, 1)
+    made.progress(made._held["chat"].request, 10, 1)
+    assert made.fits(request("alone", 50_000, **patient), 100.0)
+
+
+def learn_prompts(made, *, seconds):
+    """Show the gate what a prompt token takes."""
+    for at in range(200):
+        prefill = 5000 * (at % 7)
+        made.batching.model.observe(
+            0.02 * 40 + seconds * prefill, steps=40, prefill_tokens=prefill, tokens=40, context_tokens=100
+        )
+    assert made.batching.model.prefill_seconds(1) == pytest.approx(seconds, rel=0.02)
 
 
 def test_preemptions_of_unknown_cost_lower_the_limit_and_those_the_model_finds_cheap_do_not():
