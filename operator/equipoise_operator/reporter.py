@@ -29,6 +29,8 @@ from equipoise_operator.views import Admission, PolicyView, SidecarView
 PERIOD_SECONDS = 1.0
 FRESH_SECONDS = 10.0
 """Age at which a sidecar's last state stops to count."""
+LEARNING_SECONDS = 10.0
+"""How long a policy's status waits for what this leader has yet to learn: it would say that nothing is known any more."""
 SWEEP = 200
 """Tenants looked at in each period though nothing of theirs is known to have changed."""
 MOST = 1000
@@ -60,6 +62,7 @@ class Reporter:
         self._active: set[str] = set()
         self._compiled: dict[Key, Compiled] = {}
         self._sweep: list[Key] = []
+        self._learning_since: dict[Key, float] = {}
         self.on_failure: Callable[[], None] | None = None
 
     def mark(self, tenant: Key) -> None:
@@ -79,6 +82,7 @@ class Reporter:
 
     def forgotten(self, policy: Key) -> None:
         """Have the statuses made of the tenants of a policy that is gone."""
+        self._learning_since.pop(policy, None)
         former = self._compiled.pop(policy, None)
         for name in former.tenants if former else ():
             self.mark(_key(name))
@@ -99,7 +103,10 @@ class Reporter:
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         views = {key: self._view(key, policy) for key, policy in self._controller.ours()}
         rows: dict[Key, dict[str, shares.Row]] = {key: view.rows() for key, view in views.items()}
+        learning = [key for key, view in views.items() if self._learns(key, view)]
         for key, view in views.items():
+            if key in learning:
+                continue
             stored = self._store.policies.get(key)
             assert stored is not None
             subject = Subject("FairnessPolicy", key, stored.uid)
@@ -110,7 +117,23 @@ class Reporter:
             self.mark(_key(name))
         self._active = active
         for key in self._take():
-            self._report_tenant(key, views, rows, now)
+            if any(admits(views[policy].policy, key[0]) for policy in learning):
+                self.mark(key)
+            else:
+                self._report_tenant(key, views, rows, now)
+
+    def _learns(self, key: Key, view: PolicyView) -> bool:
+        """Say whether this leader has yet to compile the policy, to place its pods, or to hear of one of its sidecars."""
+        known = (
+            (view.compiled is not None or bool(view.problem))
+            and key[0] in self._controller.placements
+            and all(sidecar.held is not None or sidecar.reason for sidecar in view.sidecars)
+        )
+        if known:
+            self._learning_since.pop(key, None)
+            return False
+        since = self._learning_since.setdefault(key, self._clock())
+        return self._clock() - since < LEARNING_SECONDS
 
     def _report_tenant(
         self,

@@ -1,6 +1,7 @@
 """Sidecars that answer nonsense or not at all, objects that change hands: nobody else is held up, and the status is true."""
 
 import asyncio
+import signal
 import time
 
 import pytest
@@ -176,3 +177,35 @@ async def test_a_watched_namespace_that_is_gone_ends_nobody_elses_service(world)
     await world.within(began, lambda s: s.keys_of(blue) == [], sidecar)
     await asyncio.sleep(6)
     assert operator.alive
+
+
+async def test_an_operator_that_is_killed_and_started_again_takes_nothing_back(running):
+    """Whoever waits for Ready sees no flap, though the new leader begins with knowing nothing."""
+    world = running
+    await world.says("tenant", "blue", "Ready", "True")
+    (operator,) = world.operators
+    both = (("fairnesspolicy", "policy"), ("tenant", "blue"))
+
+    async def ready():
+        found = []
+        for kind, name in both:
+            status = (await world.get(kind, name))["status"]
+            found += [
+                each for each in status["conditions"] if each["type"] in {"Ready", "Programmed", "Synced"}
+            ]
+        return [(each["type"], each["status"], each["lastTransitionTime"]) for each in found]
+
+    before = await ready()
+    assert {status for _, status, _ in before} == {"True"}
+    operator.signal(signal.SIGKILL)
+    await operator.ended()
+    operator.spawn()
+    deadline = time.monotonic() + 60
+    while not (operator.said("leading") and operator.said("compiled")):
+        assert await ready() == before
+        assert time.monotonic() < deadline, operator.tail()
+    ends = time.monotonic() + 5
+    while time.monotonic() < ends:
+        assert await ready() == before
+    began = await world.patch("Tenant", "blue", {"spec": {"weight": 8}})
+    await world.within(began, lambda s: s.tenants().get(f"{world.namespace}/blue") == 8)

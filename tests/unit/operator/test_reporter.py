@@ -245,6 +245,7 @@ def test_objects_that_could_never_be_read_are_told_so(world):
 @pytest.mark.parametrize("known_before", [False, True])
 def test_what_is_said_of_one_that_cannot_be_read_is_said_once(world, known_before):
     if known_before:
+        world.compile("a")
         world.put_policy()
         world.put_tenants("a")
     told = {"conditions": [CONDITION], "observedGeneration": 1}
@@ -294,6 +295,39 @@ async def test_a_fault_in_a_report_ends_nothing_and_is_counted(world):
     await asyncio.sleep(1)
     assert POLICY in world.offers.made
     task.cancel()
+
+
+def test_a_new_leader_says_nothing_before_it_has_learnt_what_its_predecessor_knew(world):
+    world.put_policy()
+    world.put_tenants("a")
+    placement = world.placements.pop("team")
+    assert world.report() == {}, "not compiled"
+    world.compile("a")
+    assert world.report() == {}, "not placed"
+    world.placements["team"] = placement
+    member = world.member()
+    member.state = member.held = None
+    assert world.report() == {}, "not heard"
+    member.error = SidecarError("Unreachable", "no answer in 2 s")
+    assert set(world.report()) == {POLICY, ("team", "a")}
+
+
+def test_what_it_cannot_learn_is_waited_for_for_a_while_only(world):
+    world.put_policy()
+    world.put_tenants("a")
+    assert world.report() == {}
+    world.now += 9
+    assert world.report() == {}
+    world.now += 1
+    conditions = {each.type: each.reason for each in world.report()[POLICY].conditions}
+    assert conditions["Programmed"] == "Pending"
+
+
+def test_why_it_cannot_compile_is_said_at_once(world):
+    world.put_policy()
+    world.problems[POLICY] = "403 Forbidden: secrets"
+    conditions = {each.type: each.reason for each in world.report()[POLICY].conditions}
+    assert conditions["Programmed"] == "NotCompiled"
 
 
 def test_what_is_gone_is_not_told(world):
