@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scheduling_chaos import KINDS, TENANTS, Chaos, gates
+from scheduling_harness import make_request
 
 from equipoise_scheduling.contract import TenantSettings
 from equipoise_scheduling.cost import LinearCost
@@ -19,6 +20,7 @@ from equipoise_scheduling.history import carry_over
 from equipoise_scheduling.holistic import UNIT
 from equipoise_scheduling.prediction import PredictionSettings
 from equipoise_scheduling.registry import SCHEDULERS
+from equipoise_scheduling.request import Outcome, Usage
 from equipoise_scheduling.schedulers.equinox import Equinox, EquinoxSettings
 from equipoise_scheduling.schedulers.equipoise import Equipoise, EquipoiseSettings
 from equipoise_scheduling.schedulers.vtc import VTC, VTCSettings
@@ -41,6 +43,7 @@ predictions = st.one_of(
     st.builds(lambda prior: PredictionSettings(prior_tokens=prior), st.sampled_from([1, 30, 10_000])),
 )
 WEIGHTS = (1, 2, 8, 100)
+weights = st.lists(st.sampled_from(WEIGHTS), min_size=4, max_size=4)
 
 
 @contextmanager
@@ -239,6 +242,53 @@ def test_equinox(ops, gate, prediction, alpha):
         scheduler = Equinox(EquinoxSettings(prediction=prediction, alpha=alpha))
         over(scheduler, gate, Distances).run(ops)
         assert scheduler.bound(0.0).met
+
+
+rounds = st.lists(
+    st.tuples(
+        st.sets(st.sampled_from(TENANTS), min_size=1),  # who waits
+        st.integers(0, 12),  # requests served
+        st.sampled_from([1, 1, 1, 4, 16]),  # looks
+        st.sampled_from([1, 1, 10, 200]),  # prompt tokens
+    ),
+    min_size=4,
+    max_size=40,
+)
+ALONE = {"VTC": VTCSettings, "Equipoise": EquipoiseSettings, "Equinox": EquinoxSettings}
+
+
+@pytest.mark.parametrize("algorithm", sorted(ALONE))
+@settings(max_examples=150, deadline=None)
+@given(
+    story=rounds, before=st.lists(st.sampled_from([0, 50, 2_000]), min_size=4, max_size=4), weights=weights
+)
+def test_tenants_that_begin_far_apart_come_and_go(algorithm, story, before, weights):
+    """Little is ever in flight, so that distances from before are most of the bound."""
+    with short_generations():
+        tenants = {n: TenantSettings(weight=w) for n, w in zip(TENANTS, weights, strict=True)}
+        chosen = ALONE[algorithm](prediction=PredictionSettings(kind="None"))
+        former, scheduler = (SCHEDULERS[algorithm](chosen, tenants) for _ in range(2))
+        for name, cost in zip(TENANTS, before, strict=True):
+            former.add_service(name, cost, 0.0)
+        scheduler.restore(former.snapshot())
+        now, sent = 0.0, 0
+        for waits, count, looks, prompt in story:
+            for request in [r for r in scheduler.books.waiting.values() if r.tenant not in waits]:
+                scheduler.cancel(request, now)
+            for _ in range(count + 1):
+                for name in sorted(waits):
+                    while len(scheduler.books.open(name).queue) < 2:
+                        sent += 1
+                        request = make_request(str(sent), name, arrival=now, prompt=prompt, max_tokens=1)
+                        assert scheduler.enqueue(request, now) is None
+                if count:
+                    request = scheduler.next(now, lambda _: True)
+                    scheduler.settle(request, Usage(request.prompt_tokens, 0), Outcome.FINISHED, now)
+            for _ in range(looks):
+                now += 1
+                scheduler.tick(now)
+                bound = scheduler.bound(now)
+                assert bound.met, bound
 
 
 class Unwatched(Unruly):
