@@ -3,6 +3,8 @@
 import pytest
 from arena_like import arena_like
 
+from equipoise_scheduling import gate
+from equipoise_scheduling.gate import GateSettings
 from equipoise_simulator.simulation import simulate
 from equipoise_simulator.suites import suite
 from equipoise_simulator.workload import from_trace
@@ -26,6 +28,21 @@ def test_overload_leaves_more_slos_kept_of_both_kinds(overloaded):
     assert kept(ours, interactive=True) >= kept(vtc, interactive=True) + 0.3
     assert kept(ours, interactive=True) >= kept(fcfs, interactive=True) + 0.3
     assert kept(ours, interactive=False) >= kept(vtc, interactive=False)
+
+
+@pytest.mark.parametrize("without", ["headroom", "stalls"])
+def test_headroom_and_prompts_one_after_another_keep_more_urgent_requests_in_time_at_no_cost(
+    without, monkeypatch
+):
+    workload = suite("mixed_slo", load=1.6).first(180)
+    whole = simulate(workload, "Equipoise:oracle")
+    if without == "stalls":
+        monkeypatch.setattr(gate, "STALL_SECONDS", float("inf"))
+    settings = GateSettings(headroom_percent=0.0 if without == "headroom" else 5.0)
+    bare = simulate(workload, "Equipoise:oracle", gate=settings)
+    assert kept(whole, interactive=True) >= kept(bare, interactive=True) + 0.05
+    assert kept(whole, interactive=False) >= kept(bare, interactive=False) - 0.01
+    assert whole.tokens_per_second >= 0.995 * bare.tokens_per_second
 
 
 def total(result):
