@@ -136,9 +136,10 @@ def page(inputs: Inputs, results: Results) -> Page:
     page.table(("load", *MIXED, "floor"), rows)
     spread = [stdev(each(LOADS[0], "Equipoise", of)) for of in ("all", "within")]
     page.say(
-        f"At {LOADS[0]} a seed makes the difference: Equipoise's shares have a standard deviation of {spread[0]:.1f}"
-        f" ({spread[1]:.1f}) points over the seeds. Batch requests fill the KV cache to 95 %; interactive ones, whose time"
-        " presses, may use the rest, which elsewhere is the margin for wrong predictions."
+        "Batch requests fill the KV cache to 95 %; interactive ones, whose time presses, may use the rest, which elsewhere is"
+        " the margin for wrong predictions. And while interactive ones come, the prompts of batch requests go to the engine"
+        " by 100 ms: else requests of equal length begin and end together, and in between there is no room. Over the seeds"
+        f" Equipoise's shares at {LOADS[0]} have a standard deviation of {spread[0]:.1f} ({spread[1]:.1f}) points."
     )
     page.say(
         "On the sketch's terms, every length predicted as 100; the sketch's figures in square brackets. At 1.1 the load is"
