@@ -279,9 +279,9 @@ class Queue(ApiModel):
     """Bounds of the queue before each engine."""
 
     max_requests: Annotated[int, Field(ge=1, le=1_000_000)] = 10_000
-    """Requests that may wait; more get 429."""
+    """Requests that may wait, of one tenant nine tenths; more get 429."""
     max_bytes: Annotated[int, Field(ge=1_048_576, le=1_099_511_627_776)] = 268_435_456
-    """Bytes of waiting bodies; more get 429."""
+    """Bytes of waiting bodies, of one tenant nine tenths; more get 429."""
     max_body_bytes: Annotated[int, Field(ge=1024, le=1_073_741_824)] = 16_777_216
     """Bytes of the largest body of one request; a larger one gets 413."""
     max_wait_seconds: Annotated[int, Field(ge=1, le=86_400)] = 300

@@ -15,7 +15,7 @@ class Outcome(StrEnum):
     FINISHED = "finished"
     """The engine answered to the end."""
     REFUSED = "refused"
-    """Turned away, on arrival or, by overload throttling, while queued."""
+    """Turned away, on arrival or while queued: by overload throttling, or because the process ends."""
     EXPIRED = "expired"
     """Waited longer in the queue than the policy allows."""
     CANCELLED = "cancelled"

@@ -121,7 +121,9 @@ class SidecarMetrics(Collector):
         dispatcher = self.reporter.dispatcher
         gate = dispatcher.capacity.gate
         yield _gauge(
-            "queue_bytes", "Bytes of bodies that are being read or wait.", dispatcher.admission.held_bytes
+            "queue_bytes",
+            "Bytes of bodies that are being read, wait or are passed on unscheduled.",
+            dispatcher.admission.held_bytes,
         )
         yield _gauge(
             "sequences_in_flight", "Sequences in the engine, by the sidecar's own count.", gate.sequences

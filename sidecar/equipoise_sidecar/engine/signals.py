@@ -5,6 +5,7 @@ Gauges and counters are summed over the data-parallel engines behind one front e
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -82,16 +83,16 @@ def parse_signals(text: bytes) -> EngineSignals:
         for labels, value in _samples(text, name):
             try:
                 if name in _SUMMED:
-                    sums[name] = sums.get(name, 0) + int(float(value))
+                    sums[name] = sums.get(name, 0) + int(_finite(value))
                 elif name == _KV_USAGE:
-                    usages.append(float(value))
+                    usages.append(_finite(value))
                 elif name == _STARTED:
-                    started = float(value)
+                    started = _finite(value)
                 elif name == _CACHE_CONFIG:
                     caches.append(_read_cache(labels))
                 elif _AWAKE in labels:
                     awake.append(float(value) > 0)
-            except (ValueError, OverflowError):
+            except ValueError:
                 continue  # NaN, infinity, or no number: not said
     summed = {_SUMMED[name]: value for name, value in sums.items()}
     pools = [cache.tokens for cache in caches if cache.tokens is not None]
@@ -134,6 +135,13 @@ def _samples(text: bytes, name: bytes) -> Iterator[tuple[bytes, bytes]]:
         else:
             continue  # a longer name
         yield labels, value.strip().partition(b" ")[0]
+
+
+def _finite(value: bytes) -> float:
+    number = float(value)
+    if not math.isfinite(number):
+        raise ValueError(f"{number} is no number")
+    return number
 
 
 @dataclass(frozen=True, slots=True)

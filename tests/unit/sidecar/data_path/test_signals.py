@@ -45,6 +45,8 @@ def test_what_is_absent_is_unknown_and_not_zero():
     assert parse_signals(b'vllm:num_requests_running_total{engine="0"} 3\n') == EngineSignals()
     nothing = b"vllm:num_requests_waiting NaN\nvllm:kv_cache_usage_perc\nvllm:num_preemptions_total +Inf\n"
     assert parse_signals(nothing) == EngineSignals()
+    unknown = b"vllm:kv_cache_usage_perc NaN\nprocess_start_time_seconds -Inf\n"
+    assert parse_signals(unknown) == EngineSignals()
 
 
 def test_several_engines_are_summed_and_labels_may_hold_anything():
