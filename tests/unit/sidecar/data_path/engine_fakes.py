@@ -94,3 +94,16 @@ def answer(body: bytes, status: bytes = b"200 OK", headers: bytes = b"") -> byte
 
 def chunk(data: bytes) -> bytes:
     return b"%x\r\n%s\r\n" % (len(data), data)
+
+
+def answering():
+    """An engine that answers every request with an empty object, and counts them."""
+    seen: list[tuple[bytes, bytes]] = []
+
+    async def script(connection: Connection) -> None:
+        while request := await connection.request():
+            seen.append(request)
+            connection.send(answer(b"{}"))
+
+    script.seen = seen
+    return script

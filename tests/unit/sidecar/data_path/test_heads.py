@@ -4,26 +4,13 @@ import asyncio
 import json
 
 import pytest
-from engine_fakes import Connection, answer, engine
+from engine_fakes import answering, engine
 from stack import CHAT, HELLO, stack
 
 from equipoise_sidecar.listener import MOST_HEAD_BYTES
 
 BODY = json.dumps(HELLO).encode()
 START = f"POST {CHAT} HTTP/1.1\r\nhost: service\r\ncontent-length: {len(BODY)}\r\n".encode()
-
-
-def answering():
-    """An engine that answers every request with an empty object, and counts them."""
-    seen: list[tuple[bytes, bytes]] = []
-
-    async def script(connection: Connection) -> None:
-        while request := await connection.request():
-            seen.append(request)
-            connection.send(answer(b"{}"))
-
-    script.seen = seen
-    return script
 
 
 async def exchange(way, *pieces):

@@ -3,27 +3,14 @@
 import asyncio
 
 import pytest
-from engine_fakes import Connection, answer, engine
+from engine_fakes import Connection, answer, answering, engine
 from stack import NOTHING, head, stack
-
-
-def counting():
-    """An engine that answers everything, and counts."""
-    seen: list[tuple[bytes, bytes]] = []
-
-    async def script(connection: Connection) -> None:
-        while request := await connection.request():
-            seen.append(request)
-            connection.send(answer(b"{}"))
-
-    script.seen = seen
-    return script
 
 
 @pytest.mark.parametrize("mode", ["Enforce", "PassThrough"])
 @pytest.mark.parametrize(("method", "path"), [("POST", "/health"), ("OPTIONS", "/v1/chat/completions")])
 async def test_whoever_need_not_prove_anything_may_send_no_more_than_64_kilobytes(method, path, mode):
-    script = counting()
+    script = answering()
     async with engine(script) as it, stack(it.url, mode=mode) as way:
         for size, status in ((65_536, 200), (65_537, 413)):
             body = b"x" * size
@@ -33,7 +20,7 @@ async def test_whoever_need_not_prove_anything_may_send_no_more_than_64_kilobyte
 
 
 async def test_bodies_that_are_not_scheduled_count_against_the_queues_bytes():
-    async with engine(counting()) as it, stack(it.url, queue={"maxBytes": 1_048_576}) as way:
+    async with engine(answering()) as it, stack(it.url, queue={"maxBytes": 1_048_576}) as way:
         _, slow = await way.connect()
         slow.write(head("/tokenize", b"x" * 1_000_000))
         async with asyncio.timeout(5):
@@ -49,7 +36,7 @@ async def test_bodies_that_are_not_scheduled_count_against_the_queues_bytes():
 
 
 async def test_one_in_chunks_without_end_is_stopped_where_the_bytes_are():
-    async with engine(counting()) as it, stack(it.url, queue={"maxBytes": 1_048_576}) as way:
+    async with engine(answering()) as it, stack(it.url, queue={"maxBytes": 1_048_576}) as way:
         _, first = await way.connect()
         first.write(head("/tokenize", b"x" * 1_000_000))
         async with asyncio.timeout(5):
@@ -65,7 +52,7 @@ async def test_one_in_chunks_without_end_is_stopped_where_the_bytes_are():
 
 async def test_too_large_a_body_is_refused_as_such_however_full_the_queue():
     async with (
-        engine(counting()) as it,
+        engine(answering()) as it,
         stack(it.url, queue={"maxBytes": 1_048_576, "maxBodyBytes": 1024}) as way,
     ):
         _, writer = await way.connect()
