@@ -56,10 +56,12 @@ class Fit:
 
     def expected(self, seen: Observation) -> float:
         """Return the seconds that the costs give for it."""
-        sizes, seconds = zip(*self.decode_steps, strict=True)
-        decode = sum(steps * np.interp(size, sizes, seconds) for size, steps in seen.batches.items())
-        alone = 0.0 if seen.clients else self.a0 + self.latency - decode
-        return float(decode + alone + self.a1 * seen.prefill_tokens + self.a3 * seen.context_tokens)
+        if seen.clients:
+            sizes, seconds = zip(*self.decode_steps, strict=True)
+            decode = sum(steps * np.interp(size, sizes, seconds) for size, steps in seen.batches.items())
+        else:
+            decode = self.a0 + self.latency
+        return float(decode + self.a1 * seen.prefill_tokens + self.a3 * seen.context_tokens)
 
     def speed(self, observations: Sequence[Observation]) -> float:
         """Return how many times as fast as by these costs the engine was under load."""

@@ -7,6 +7,16 @@ from engine_fakes import Connection, answer, answering, engine
 from stack import NOTHING, head, stack
 
 
+async def holding(way, size):
+    """Send a body that is not scheduled, and wait until its bytes are counted; return the connection's writer."""
+    _, writer = await way.connect()
+    writer.write(head("/tokenize", b"x" * size))
+    async with asyncio.timeout(5):
+        while way.dispatcher.admission.held_bytes < size:
+            await asyncio.sleep(0.005)
+    return writer
+
+
 @pytest.mark.parametrize("mode", ["Enforce", "PassThrough"])
 @pytest.mark.parametrize(("method", "path"), [("POST", "/health"), ("OPTIONS", "/v1/chat/completions")])
 async def test_whoever_need_not_prove_anything_may_send_no_more_than_64_kilobytes(method, path, mode):
@@ -21,11 +31,7 @@ async def test_whoever_need_not_prove_anything_may_send_no_more_than_64_kilobyte
 
 async def test_bodies_that_are_not_scheduled_count_against_the_queues_bytes():
     async with engine(answering()) as it, stack(it.url, queue={"maxBytes": 1_048_576}) as way:
-        _, slow = await way.connect()
-        slow.write(head("/tokenize", b"x" * 1_000_000))
-        async with asyncio.timeout(5):
-            while way.dispatcher.admission.held_bytes < 1_000_000:
-                await asyncio.sleep(0.005)
+        slow = await holding(way, 1_000_000)
         got = await way.ask("/tokenize", b"x" * 100_000)
         assert (got.status, got.headers["x-equipoise-reason"]) == (429, "queue-bytes-full")
         slow.close()
@@ -37,11 +43,7 @@ async def test_bodies_that_are_not_scheduled_count_against_the_queues_bytes():
 
 async def test_one_in_chunks_without_end_is_stopped_where_the_bytes_are():
     async with engine(answering()) as it, stack(it.url, queue={"maxBytes": 1_048_576}) as way:
-        _, first = await way.connect()
-        first.write(head("/tokenize", b"x" * 1_000_000))
-        async with asyncio.timeout(5):
-            while way.dispatcher.admission.held_bytes < 1_000_000:
-                await asyncio.sleep(0.005)
+        first = await holding(way, 1_000_000)
         reader, writer = await way.connect()
         writer.write(b"POST /tokenize HTTP/1.1\r\nhost: s\r\ntransfer-encoding: chunked\r\n\r\n")
         writer.write(b"19000\r\n" + b"x" * 0x19000 + b"\r\n")
@@ -55,11 +57,7 @@ async def test_too_large_a_body_is_refused_as_such_however_full_the_queue():
         engine(answering()) as it,
         stack(it.url, queue={"maxBytes": 1_048_576, "maxBodyBytes": 1024}) as way,
     ):
-        _, writer = await way.connect()
-        writer.write(head("/tokenize", b"x" * 1000))
-        async with asyncio.timeout(5):
-            while way.dispatcher.admission.held_bytes < 1000:
-                await asyncio.sleep(0.005)
+        writer = await holding(way, 1000)
         assert (await way.ask("/tokenize", b"x" * 2_000_000)).status == 413
         writer.close()
 
