@@ -192,6 +192,9 @@ class Process:
         ):
             return response.status, await response.text()
 
+    async def ready(self) -> bool:
+        return (await self.health("/readyz"))[0] == 200
+
     async def admin(
         self, method: str, path: str, body: bytes | None = None, *, tls: ssl.SSLContext | None = None
     ) -> tuple[int, dict[str, Any]]:

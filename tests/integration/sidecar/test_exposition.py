@@ -35,12 +35,9 @@ def complaints(promtool, text):
 
 
 async def test_a_running_sidecars_metrics_are_the_documented_ones(known, sidecar, promtool):
-    async def ready():
-        return (await sidecar.health("/readyz"))[0] == 200
-
     status, _ = await sidecar.put(CONFIG, 1, 1)
     assert status == 200
-    await sidecar.until(ready)
+    await sidecar.until(sidecar.ready)
     for tenant in ("blue", "red", None):
         assert (await sidecar.chat(tenant))[0] == 200
     _, text = await sidecar.health("/metrics")
