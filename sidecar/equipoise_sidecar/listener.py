@@ -3,7 +3,7 @@
 What uvicorn's httptools protocol leaves open is closed here, before anybody is asked for a key: a head of any length (each
 piece of a long header costs a copy of it so far: 20 MB of one hold the event loop for seconds), a head that never comes,
 connections without number, an offer to speak HTTP/2, and a client that leaves after it sent a second request ahead of the
-first one's answer.
+first one's answer. What ends so is counted by reason: it never becomes a request that anything else could count.
 """
 
 from __future__ import annotations
@@ -13,7 +13,10 @@ import contextlib
 import re
 import socket
 import ssl
+from collections import Counter
 from collections.abc import Generator
+from enum import StrEnum
+from functools import partial
 from typing import Any
 
 import uvicorn
@@ -41,11 +44,22 @@ class HeadTooLargeError(Exception):
     """Inside the parser: the request ends here."""
 
 
+class HttpRefusal(StrEnum):
+    """Why a connection was ended before it held a request, or in the middle of one."""
+
+    MALFORMED = "malformed"
+    """Not HTTP/1: TLS or HTTP/2 at a plain port, a bad request line, header or chunk, lengths that contradict each other."""
+    HEAD_TOO_LARGE = "head-too-large"
+    HEAD_TIMEOUT = "head-timeout"
+    TOO_MANY_CONNECTIONS = "too-many-connections"
+
+
 class GuardedProtocol(HttpToolsProtocol):
     """HTTP with limits: 431 to a head of more than `MOST_HEAD_BYTES`, 503 to a connection too many, `HEAD_SECONDS`."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, refusals: Counter[HttpRefusal], **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self._refusals = refusals
         self._unread = 0
         """Bytes since a head was complete or a piece of a body came: the parser may hold all of them."""
         self._too_large = False
@@ -60,7 +74,9 @@ class GuardedProtocol(HttpToolsProtocol):
         super().connection_made(transport)
         if len(self.connections) > most_connections():
             self._refuse(
-                b"503 Service Unavailable", b"x-equipoise-reason: too-many-connections\r\nretry-after: 1\r\n"
+                HttpRefusal.TOO_MANY_CONNECTIONS,
+                b"503 Service Unavailable",
+                b"x-equipoise-reason: too-many-connections\r\nretry-after: 1\r\n",
             )
         else:
             self._expect_head()
@@ -114,8 +130,9 @@ class GuardedProtocol(HttpToolsProtocol):
     @override
     def send_400_response(self, msg: str) -> None:
         if self._too_large:
-            self._refuse(b"431 Request Header Fields Too Large")
+            self._refuse(HttpRefusal.HEAD_TOO_LARGE, b"431 Request Header Fields Too Large")
         else:
+            self._refusals[HttpRefusal.MALFORMED] += 1
             super().send_400_response(msg)
 
     @override
@@ -127,14 +144,19 @@ class GuardedProtocol(HttpToolsProtocol):
     def _serving(self) -> bool:
         return self._served is not None and not self._served.response_complete
 
-    def _refuse(self, status: bytes, headers: bytes = b"") -> None:
+    def _refuse(self, refusal: HttpRefusal, status: bytes, headers: bytes = b"") -> None:
+        self._refusals[refusal] += 1
         self.transport.write(
             b"HTTP/1.1 %s\r\n%scontent-length: 0\r\nconnection: close\r\n\r\n" % (status, headers)
         )
         self.transport.close()
 
     def _expect_head(self) -> None:
-        self._head_due = self.loop.call_later(HEAD_SECONDS, self.transport.close)
+        self._head_due = self.loop.call_later(HEAD_SECONDS, self._give_up_on_head)
+
+    def _give_up_on_head(self) -> None:
+        self._refusals[HttpRefusal.HEAD_TIMEOUT] += 1
+        self.transport.close()
 
     def _forget_head(self) -> None:
         if self._head_due is not None:
@@ -172,11 +194,13 @@ class Listener:
         protocol: type[GuardedProtocol] = GuardedProtocol,
     ) -> None:
         """Prepare it; `setting` names the variable to change where the port is taken."""
+        self.refusals: Counter[HttpRefusal] = Counter()
+        """Since the start."""
         self._address = (host, port)
         self._setting = setting
         config = uvicorn.Config(
             app,
-            http=protocol,
+            http=partial(protocol, refusals=self.refusals),  # type: ignore[arg-type] # uvicorn only calls it
             ws="none",
             lifespan="off",
             log_config=None,

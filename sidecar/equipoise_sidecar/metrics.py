@@ -6,8 +6,8 @@ what clients send never becomes a label.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from itertools import islice
 from typing import TypeVar
@@ -25,6 +25,7 @@ from equipoise_sidecar.certificate import CertificateKeeper
 from equipoise_sidecar.equinox_metrics import mapper_metrics, part_metrics
 from equipoise_sidecar.gate_metrics import gate_metrics
 from equipoise_sidecar.gpu_metrics import gpu_metrics, gpu_tenant_metrics
+from equipoise_sidecar.listener import HttpRefusal, Listener
 from equipoise_sidecar.prefix_metrics import prefix_metrics
 from equipoise_sidecar.report import Reporter
 from equipoise_sidecar.shadow_figures import shadow_metrics
@@ -44,6 +45,8 @@ class SidecarMetrics(Collector):
     reporter: Reporter
     snapshots: Snapshots | None = None
     certificate: CertificateKeeper | None = None
+    listeners: Mapping[str, Listener] = field(default_factory=dict)
+    """The open ports: `data`, `health`, `admin`."""
 
     @override
     def collect(self) -> Iterator[Metric]:
@@ -63,6 +66,7 @@ class SidecarMetrics(Collector):
             "equipoise_build", "The sidecar's software.", {"version": version("equipoise")}
         )
         yield from self._process()
+        yield self._http_refusals()
         yield from self._load()
         yield from self._engine()
         yield from self._gpu()
@@ -116,6 +120,17 @@ class SidecarMetrics(Collector):
                     "When the admin port's certificate ends, seconds since the epoch.",
                     current.not_after.timestamp(),
                 )
+
+    def _http_refusals(self) -> Metric:
+        family = CounterMetricFamily(
+            "equipoise_http_refusals",
+            "Connections ended for what came, or did not come, in place of a request.",
+            labels=["port", "reason"],
+        )
+        for port, listener in self.listeners.items():
+            for reason in HttpRefusal:
+                family.add_metric([port, reason], listener.refusals[reason])
+        return family
 
     def _load(self) -> Iterator[Metric]:
         dispatcher = self.reporter.dispatcher

@@ -66,7 +66,7 @@ class Sidecar:
         )
         self._keeper: CertificateKeeper | None = None
         self._tls: AdminTls | None = None
-        self._admin: Listener | None = None
+        self._listeners: dict[str, Listener] = {}
         self._stop = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self._failed = False
@@ -88,14 +88,14 @@ class Sidecar:
             issuer = Issuer(settings.issuer_url, settings.ca_file, settings.token_file)
             self._keeper = CertificateKeeper(issuer, self._use_certificate)
         ProcessCollector(registry=registry)
-        metrics = SidecarMetrics(self._reporter, self._snapshots, self._keeper)
-        health = Listener(
+        metrics = SidecarMetrics(self._reporter, self._snapshots, self._keeper, self._listeners)
+        health = self._listeners["health"] = Listener(
             health_app(self._reporter, lambda: exposition(metrics, registry)),
             settings.host,
             settings.health_port,
             setting="EQUIPOISE_HEALTH_PORT",
         )
-        data = Listener(
+        data = self._listeners["data"] = Listener(
             DataPath(self.dispatcher, self._pool),
             settings.host,
             settings.data_port,
@@ -117,8 +117,8 @@ class Sidecar:
         finally:
             await data.stop(CUT_SECONDS)
             await self._end_tasks()
-            if self._admin is not None:
-                await self._admin.stop(CUT_SECONDS)
+            if (admin := self._listeners.get("admin")) is not None:
+                await admin.stop(CUT_SECONDS)
             if control is not None:
                 await control.stop()
             if self._snapshots is not None:
@@ -200,7 +200,7 @@ class Sidecar:
 
     async def _open_admin(self, tls: AdminTls) -> None:
         assert self._settings.install is not None
-        self._admin = Listener(
+        admin = self._listeners["admin"] = Listener(
             admin_app(self._store, self._reporter),
             self._settings.host,
             self._settings.admin_port,
@@ -208,7 +208,7 @@ class Sidecar:
             tls=tls.context,
             protocol=admin_protocol(self._settings.install),
         )
-        await self._admin.start()
+        await admin.start()
         log.info("admin port open", port=self._settings.admin_port)
 
     # -- down

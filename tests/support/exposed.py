@@ -12,6 +12,7 @@ from equipoise_operator.metrics import Metrics
 from equipoise_scheduling.batching import LEAST_OBSERVATIONS
 from equipoise_scheduling.mapper import Load
 from equipoise_scheduling.request import Outcome, Usage
+from equipoise_sidecar.app import DataPath
 from equipoise_sidecar.certificate import CertificateKeeper, Issued
 from equipoise_sidecar.config_store import ConfigStore
 from equipoise_sidecar.dcgm import GR_ENGINE_ACTIVE, Reading
@@ -19,6 +20,7 @@ from equipoise_sidecar.dispatcher import Dispatcher
 from equipoise_sidecar.engine.signals import EngineSignals
 from equipoise_sidecar.facts import EndpointKind, Facts, Rejection
 from equipoise_sidecar.feedback import Feedback, Heard
+from equipoise_sidecar.listener import Listener
 from equipoise_sidecar.metrics import SidecarMetrics
 from equipoise_sidecar.policy import compile_policy
 from equipoise_sidecar.report import Reporter
@@ -133,8 +135,10 @@ async def _sidecar(algorithm: str) -> str:
     keeper = CertificateKeeper(None, None)
     keeper.current = Issued("", b"", "", datetime.now(UTC), datetime.now(UTC) + timedelta(hours=24))
     store = ConfigStore(dispatcher.apply, None)
+    listeners = {"data": Listener(DataPath(dispatcher, None), "127.0.0.1", 0, setting="")}
     registry = CollectorRegistry()
-    registry.register(SidecarMetrics(Reporter(dispatcher, feedback, store, "uid", "x"), None, keeper))
+    reporter = Reporter(dispatcher, feedback, store, "uid", "x")
+    registry.register(SidecarMetrics(reporter, None, keeper, listeners))
     try:
         return generate_latest(registry).decode()
     finally:

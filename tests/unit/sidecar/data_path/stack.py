@@ -39,6 +39,7 @@ class Stack:
 
     dispatcher: Dispatcher
     pool: EnginePool
+    listener: Listener
     port: int
     clients: list[EnginePool] = field(default_factory=list)
 
@@ -142,7 +143,7 @@ async def stack(
             profile or EngineProfile(max_model_len=4096, models=("served",), priorities=True)
         )
         dispatcher.engine_answers(reachable=True)
-    it = Stack(dispatcher, pool, port)
+    it = Stack(dispatcher, pool, listener, port)
     try:
         yield it
     finally:

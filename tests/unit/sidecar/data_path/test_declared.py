@@ -245,3 +245,4 @@ async def test_every_refusal_is_counted():
             "bad-body": 1,
             "body-timeout": 1,
         }
+        assert way.listener.refusals == {}
