@@ -15,30 +15,25 @@ import asyncio
 import dataclasses
 import json
 import math
-import os
 import random
-import sys
 import tempfile
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import reduce
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
-import aiohttp
 from benchmarks.machine import described, machine
-from benchmarks.sidecar import Account, configuration, running, start
+from benchmarks.open_loop import Answer, replay, service
+from benchmarks.real_engine import Size, calibrated, engine
+from benchmarks.sidecar import Account, configuration, start
 from rich.console import Console
 
 from equipoise_api.policy import AlgorithmType, Capacity
-from equipoise_api.sidecar_config import SidecarConfig
-from equipoise_cluster.ports import choose
-from equipoise_cluster.vllm import VERSION, Vllm
-from equipoise_scheduling.measures import ServiceSeries, service_difference, summary
-from equipoise_simulator.calibration.calibrate import Calibration, calibrate
+from equipoise_cluster.vllm import VERSION
+from equipoise_scheduling.measures import service_difference, summary
+from equipoise_simulator.calibration.calibrate import Calibration
 from equipoise_simulator.calibration.steps import WINDOW
 from equipoise_simulator.profiles import Profile
 from equipoise_simulator.simulation import simulate
@@ -47,9 +42,7 @@ from equipoise_simulator.traces import Trace, capacity
 from equipoise_simulator.workload import Call, Workload
 
 RESULTS = Path(__file__).parent / "results"
-SEQUENCES = 8
-KV_TOKENS = 4096
-CONTEXT = 1024
+SIZE = Size(sequences=8, kv_tokens=4096, context=1024)
 SECONDS = 30.0
 LOADS = {"busy": 0.5, "overload": 2.5}
 """What a load asks for over what the engine can serve. An error of the throughput shows demand / (demand - 1) times in the
@@ -61,19 +54,6 @@ TENANTS: dict[str, tuple[float, tuple[int, int], tuple[int, int]]] = {
 }
 """Share of the demand, range of prompt tokens, range of output tokens; lengths are log-uniform."""
 TOLERANCE = 0.10
-
-
-@dataclass
-class Answer:
-    """One request of the real run. Seconds from the run's start."""
-
-    call: Call
-    sent: float
-    first: float | None = None
-    generated: int = 0
-    deliveries: list[tuple[float, float]] = field(default_factory=list)
-    """(time, cost)"""
-    error: str | None = None
 
 
 @dataclass(frozen=True)
@@ -131,71 +111,14 @@ def workload(profile: Profile, load: str, seed: int) -> Workload:
     return Workload(name=load, calls=calls, seconds=SECONDS, warmup=0.0)
 
 
-async def replay(url: str, load: Workload, headers: dict[str, dict[str, str]]) -> tuple[list[Answer], float]:
-    """Send every call when it is due; return the answers and the seconds until the last one ended."""
-    source = random.Random()  # not seeded: what was sent before would come from the prefix cache
-    prompts = {
-        call.id: [source.randrange(100, 1000) for _ in range(call.prompt_tokens)] for call in load.calls
-    }
-    connector = aiohttp.TCPConnector(limit=0)
-    async with aiohttp.ClientSession(
-        connector=connector, timeout=aiohttp.ClientTimeout(total=None)
-    ) as session:
-        began = time.perf_counter()
-
-        async def send(call: Call) -> Answer:
-            await asyncio.sleep(max(0.0, call.arrival - (time.perf_counter() - began)))
-            answer = Answer(call, time.perf_counter() - began)
-            body = {
-                "model": "m",
-                "prompt": prompts[call.id],
-                "max_tokens": call.output_tokens,
-                "ignore_eos": True,
-                "stream": True,
-                "stream_options": {"include_usage": True, "continuous_usage_stats": True},
-            }
-            async with session.post(
-                f"{url}/v1/completions", json=body, headers=headers[call.tenant]
-            ) as response:
-                if response.status != 200:
-                    answer.error = f"{response.status}: {(await response.text())[:200]}"
-                    return answer
-                async for line in response.content:
-                    if not line.startswith(b"data: {"):
-                        continue
-                    tokens = json.loads(line[6:])["usage"]["completion_tokens"]
-                    if tokens <= answer.generated:
-                        continue
-                    at = time.perf_counter() - began
-                    cost = 2 * (tokens - answer.generated)
-                    if answer.first is None:
-                        answer.first = at
-                        cost += call.prompt_tokens
-                    answer.generated = tokens
-                    answer.deliveries.append((at, cost))
-            return answer
-
-        answers = await asyncio.gather(*(send(call) for call in load.calls))
-        return list(answers), time.perf_counter() - began
-
-
 def measured(load: Workload, answers: list[Answer], seconds: float) -> Figures:
     """Measure a real run as the simulator measures its own."""
     failed = [answer.error for answer in answers if answer.error]
     if failed:
         raise RuntimeError(f"{len(failed)} requests failed, the first with {failed[0]}")
-    series = {name: ServiceSeries() for name in load.tenants}
-    for answer in sorted(answers, key=lambda answer: answer.sent):
-        series[answer.call.tenant].demand(
-            answer.sent, answer.call.prompt_tokens + 2 * answer.call.output_tokens
-        )
-    for at, cost, tenant in sorted(
-        (at, cost, answer.call.tenant) for answer in answers for at, cost in answer.deliveries
-    ):
-        series[tenant].deliver(at, cost)
     ttft = summary([answer.first - answer.sent for answer in answers if answer.first is not None])
     tokens = sum(answer.call.prompt_tokens + answer.generated for answer in answers)
-    difference = service_difference(series, load.ticks)
+    difference = service_difference(service(load, answers), load.ticks)
     return Figures(
         ttft.mean, ttft.p50, ttft.p90, tokens / seconds, difference.mean, difference.max, len(answers)
     )
@@ -224,59 +147,6 @@ def simulated(load: Workload, algorithm: AlgorithmType, profile: Profile) -> Fig
         difference.max,
         len(result.records),
     )
-
-
-def set_apart(session: int, cpu: int) -> None:
-    """Give a CPU to the engine core among the processes of a session.
-
-    Raises LookupError when there is no such process.
-    """
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            is_core = (process / "comm").read_text().startswith("VLLM::EngineCor")
-            if not is_core or os.getsid(int(process.name)) != session:
-                continue
-            for thread in (process / "task").iterdir():
-                os.sched_setaffinity(int(thread.name), {cpu})
-        except (FileNotFoundError, ProcessLookupError):
-            continue  # it has ended meanwhile
-        return
-    raise LookupError("vLLM runs without an engine core of its own")
-
-
-@contextmanager
-def engine(folder: Path, *, stand_in: bool) -> Iterator[str]:
-    """Start the engine; gives its address for a sidecar."""
-    if stand_in:
-        (port,) = choose(1)
-        url = f"http://127.0.0.1:{port}"
-        options = [
-            "--max-num-seqs",
-            SEQUENCES,
-            "--kv-tokens",
-            KV_TOKENS,
-            "--max-model-len",
-            CONTEXT,
-            "--model",
-            "m",
-        ]
-        command = [str(Path(sys.executable).with_name("equipoise")), "engine", "--port", str(port)]
-        with running([*command, *map(str, options)], folder / "engine.log", f"{url}/health"):
-            yield url
-        return
-    socket = folder / "vllm.sock"
-    *others, cpu = sorted(os.sched_getaffinity(0))
-    os.sched_setaffinity(0, others or {cpu})  # what is started from here inherits it
-    with Vllm.start(
-        log=folder / "vllm.log",
-        uds=socket,
-        max_num_seqs=SEQUENCES,
-        max_model_len=CONTEXT,
-        kv_tokens=KV_TOKENS,
-        extra=("--max-num-batched-tokens", str(CONTEXT)),
-    ) as vllm:
-        set_apart(vllm.process.pid, cpu)
-        yield f"unix:{socket}"
 
 
 @dataclass
@@ -315,7 +185,7 @@ def report(rows: list[Row], made: Calibration, speeds: list[float], facts: dict[
         "# Does the simulator predict a real engine?",
         "",
         (
-            f"{described(facts)} {name}, {SEQUENCES} sequences, {KV_TOKENS:,} tokens of KV cache. Calibrated: a step takes "
+            f"{described(facts)} {name}, {SIZE.sequences} sequences, {SIZE.kv_tokens:,} tokens of KV cache. Calibrated: a step takes "
             f"{made.profile.formula}. Median error of the fit for {WINDOW} steps: {errors}. Speed at each calibration, to all: {drift}. The loads: {len(TENANTS)} tenants in {SECONDS:.0f} s, {offered}; {len(rows[0].real)} rounds, "
             f"{requests:,} requests. Means over the rounds; behind the real ones, the least and the most."
         ),
@@ -353,22 +223,6 @@ def report(rows: list[Row], made: Calibration, speeds: list[float], facts: dict[
     return "\n".join(lines)
 
 
-def calibrated(url: str, folder: Path, console: Console) -> Calibration:
-    """Calibrate as the engine will be used: behind a sidecar, which shares the engine's machine here."""
-    with start(url, SidecarConfig(), folder) as sidecar:
-        return asyncio.run(
-            calibrate(
-                sidecar.url,
-                name="vllm-cpu",
-                max_num_seqs=SEQUENCES,
-                max_num_batched_tokens=CONTEXT,
-                rounds=1,
-                seconds=6.0,
-                tell=console.print,
-            )
-        )
-
-
 def main() -> None:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(
@@ -386,23 +240,23 @@ def main() -> None:
     replayed: list[tuple[Workload, AlgorithmType]] = []
     with (
         tempfile.TemporaryDirectory() as place,
-        engine(Path(place), stand_in=arguments.stand_in) as url,
+        engine(Path(place), SIZE, stand_in=arguments.stand_in) as url,
     ):
         folder = Path(place)
-        calibrations = [calibrated(url, folder, console)]
+        calibrations = [calibrated(url, folder, SIZE, console.print)]
         accounts = [Account(f"team/{name}") for name in TENANTS]
         headers = {name: account.headers for name, account in zip(TENANTS, accounts, strict=True)}
         for round_ in range(arguments.rounds):
             loads = [workload(calibrations[0].profile, name, arguments.seed + round_) for name in LOADS]
             for algorithm in schedulers:
-                config = configuration(accounts, algorithm, Capacity(max_in_flight=SEQUENCES))
+                config = configuration(accounts, algorithm, Capacity(max_in_flight=SIZE.sequences))
                 for load in loads:
                     with start(url, config, folder) as sidecar:
                         seen = measured(load, *asyncio.run(replay(sidecar.url, load, headers)))
                     console.print(f"round {round_ + 1}, {algorithm}, {load.name}: {seen}")
                     rows[load.name, algorithm].real.append(seen)
                     replayed.append((load, algorithm))
-            calibrations.append(calibrated(url, folder, console))
+            calibrations.append(calibrated(url, folder, SIZE, console.print))
     made = reduce(Calibration.joined, calibrations)
     speeds = [made.fit.speed(each.observations) for each in calibrations]
     for load, algorithm in replayed:
