@@ -100,7 +100,6 @@ class Fleet:
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._configs: dict[str | None, Compiled] = {None: pass_through()}
         self._former: dict[str, Compiled] = {}
-        self.on_state: Callable[[Member], None] | None = None
 
     def members(self, policy: str | None) -> list[Member]:
         """Return the members that a policy governs, or those that none does."""
@@ -239,8 +238,6 @@ class Fleet:
         if member.acknowledged is None or member.acknowledged.revision != member.held:
             known = self._known(member.policy, member.held)
             member.acknowledged = known or member.acknowledged
-        if self.on_state is not None:
-            self.on_state(member)
 
     async def _push(self, member: Member) -> None:
         want = self._configs.get(member.policy)

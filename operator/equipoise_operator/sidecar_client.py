@@ -13,7 +13,9 @@ from equipoise_api import names
 from equipoise_api.gpu import GpuExporter
 from equipoise_api.sidecar_config import ConfigPatch, Problem, PushResult
 from equipoise_api.sidecar_state import SidecarState
+from equipoise_operator import state_document
 from equipoise_operator.objects import Pod
+from equipoise_operator.state_document import StateError, first_fault
 
 STATE_SECONDS = 2.0
 LARGEST_ANSWER = 16 * 1024 * 1024
@@ -56,6 +58,7 @@ class SidecarClient:
         self._context = context
         self._push_seconds = push_seconds
         self._session: aiohttp.ClientSession | None = None
+        self._turn = asyncio.Lock()
 
     async def close(self) -> None:
         """Close the connections."""
@@ -69,9 +72,9 @@ class SidecarClient:
         if status != 200:
             raise RefusedError(status, _problem(text))
         try:
-            return SidecarState.model_validate_json(text)
-        except ValidationError as error:
-            raise SidecarError("BadState", f"state: {_first(error)}") from error
+            return await state_document.read(text, self._turn)
+        except StateError as error:
+            raise SidecarError("BadState", f"state: {error}"[:LONGEST_PROBLEM]) from error
 
     async def put(self, pod: Pod, body: bytes, revision: str, *, epoch: int, sequence: int) -> PushResult:
         """Push a whole configuration, given as its canonical JSON. RefusedError if the sidecar refuses it."""
@@ -95,7 +98,7 @@ class SidecarClient:
         try:
             return PushResult.model_validate_json(text)
         except ValidationError as error:
-            raise SidecarError("BadAnswer", f"push: {_first(error)}") from error
+            raise SidecarError("BadAnswer", f"push: {first_fault(error)}"[:LONGEST_PROBLEM]) from error
 
     async def _call(
         self, method: str, pod: Pod, where: str, body: bytes | None, seconds: float
@@ -159,12 +162,6 @@ async def _read(response: aiohttp.ClientResponse) -> bytes:
             raise SidecarError("BadAnswer", f"an answer of more than {LARGEST_ANSWER} bytes")
         pieces.append(piece)
     return b"".join(pieces)
-
-
-def _first(error: ValidationError) -> str:
-    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-    where = ".".join(str(step) for step in first["loc"])
-    return f"{where}: {first['msg']}"[:LONGEST_PROBLEM] if where else str(first["msg"])[:LONGEST_PROBLEM]
 
 
 def _problem(text: bytes) -> Problem:
