@@ -63,7 +63,7 @@ def admin_app(store: ConfigStore, reporter: Reporter) -> FastAPI:
             first = error.errors()[0]
             problem = Problem(message=first["msg"], field=".".join(str(step) for step in first["loc"]))
             return JSONResponse(problem.document(), HTTPStatus.UNPROCESSABLE_ENTITY)
-        reporter.dispatcher.gpu.point(told.exporter, reporter.dispatcher.clock())
+        reporter.dispatcher.engine.gpu.point(told.exporter, reporter.dispatcher.clock())
         return Response(status_code=HTTPStatus.NO_CONTENT)
 
     @app.get(STATE_PATH)

@@ -171,7 +171,7 @@ class DataPath:
                 declared,
                 strict=policy.enforce,
                 features=policy.looks_at_requests,
-                prefixes=policy.schedules and self._dispatcher.prefixes.active,
+                prefixes=policy.schedules and self._dispatcher.engine.prefixes.active,
             )
         except DeclarationError as error:
             raise BodyRefusedError(Rejection(400, Refused.BAD_DECLARATION, str(error))) from None
@@ -186,7 +186,7 @@ class DataPath:
         endpoint = job.endpoint
         while (rejection := await ticket.dispatched()) is None:
             policy = self._dispatcher.policy
-            profile = self._dispatcher.engine_profile
+            profile = self._dispatcher.engine.profile
             body, reader = prepare(job, profile, edit=policy.enforce)
             priority = (ticket.priority if profile.priorities else 0) if policy.enforce else None
             head = self._head(client, endpoint, body, priority)

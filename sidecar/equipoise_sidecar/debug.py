@@ -121,7 +121,7 @@ def _expires_in(dispatcher: Dispatcher, ticket: Ticket, now: float) -> float | N
 
 
 def _why_head_waits(dispatcher: Dispatcher, ticket: Ticket, now: float) -> str:
-    scheduler, gate = dispatcher.scheduler, dispatcher.capacity.gate
+    scheduler, gate = dispatcher.scheduler, dispatcher.engine.capacity.gate
     if dispatcher.availability.reachable is False:
         return "the engine cannot be reached"
     if dispatcher.availability.pause is not None:
@@ -137,14 +137,14 @@ def _why_head_waits(dispatcher: Dispatcher, ticket: Ticket, now: float) -> str:
         and first is not ticket.request
     ):
         return f"{first.tenant} goes first under {scheduler.algorithm}"
-    if dispatcher.capacity.fits(ticket.request, now):
+    if dispatcher.engine.capacity.fits(ticket.request, now):
         return "goes next"
     most = gate.max_in_flight
     if most is not None and gate.sequences + ticket.request.sequences > most:
         return f"next: when one of {most} places is free ({gate.sequences} taken)"
     if (why := gate.batching_holds(ticket.request, now)) is not None:
         return f"next: {why}"
-    return f"next: when its KV cache fits ({gate.percent:.0f} % of {dispatcher.capacity.kv_tokens} tokens may be planned)"
+    return f"next: when its KV cache fits ({gate.percent:.0f} % of {dispatcher.engine.capacity.kv_tokens} tokens may be planned)"
 
 
 def _what_it_does(ticket: Ticket, now: float) -> str:

@@ -1,6 +1,6 @@
 """Owns the queue: who a request belongs to, whether it may wait, when it goes to the engine, how it ends.
 
-The one writer of scheduler, gate and accounts; everything runs on the event loop's thread and nothing here awaits. A
+The one writer of scheduler, accounts and engine view; everything runs on the event loop's thread and nothing here awaits. A
 request is dispatched in the very call that makes it possible: an arrival, an end, a new configuration, a tick. Two things
 hold all dispatch back: an engine that has not answered yet or cannot be reached, until it answers, and one that said it
 was busy, until one of our requests ends or 100 ms have passed.
@@ -14,7 +14,6 @@ import asyncio
 import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 
 import structlog
 
@@ -35,18 +34,14 @@ from equipoise_sidecar.admission import (
     too_many_tokens,
 )
 from equipoise_sidecar.availability import Availability
-from equipoise_sidecar.capacity import Capacity
 from equipoise_sidecar.dcgm import Reading
 from equipoise_sidecar.engine.signals import EngineSignals
+from equipoise_sidecar.engine_view import EngineView
 from equipoise_sidecar.facts import EngineProfile, Facts, Rejection
-from equipoise_sidecar.gpu import GpuTelemetry
 from equipoise_sidecar.history import History, Snapshot
 from equipoise_sidecar.interactions import Interactions
-from equipoise_sidecar.pace import Pace
 from equipoise_sidecar.policy import NOBODY, UNCONFIGURED, ConfigError, Policy
-from equipoise_sidecar.prefix_cache import PrefixCache
 from equipoise_sidecar.promises import agreed
-from equipoise_sidecar.sizing import Sizing
 from equipoise_sidecar.ticket import Phase, Ticket
 
 SCHEDULER_TICK_SECONDS = 1.0
@@ -60,18 +55,13 @@ class Dispatcher:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.clock = clock
         self.policy: Policy = UNCONFIGURED
-        self.engine_profile = EngineProfile()
         self.scheduler: TenantScheduler = create(
             UNCONFIGURED.scheduler, UNCONFIGURED.settings, UNCONFIGURED.tenant_settings
         )
-        self.capacity = Capacity()
+        self.engine = EngineView()
         self.admission = Admission()
         self.admission.ended = self._look_idle
         self.accounting = Accounting()
-        self.sizing = Sizing()
-        self.prefixes = PrefixCache()
-        self.pace = Pace()
-        self.gpu = GpuTelemetry()
         self.shadows = Shadows(on_off=_log_shadow)
         self.draining = False
         self.availability = Availability(again=self._try_again)
@@ -80,7 +70,7 @@ class Dispatcher:
         self._tickets: dict[str, Ticket] = {}
         self._names = itertools.count()
         self._idle = asyncio.Event()
-        self._history = History(self.sizing, self.gpu)
+        self._history = History(self.engine.sizing, self.engine.gpu)
         self._interactions = Interactions()
         self._scheduler_ticked = -1.0
 
@@ -125,20 +115,12 @@ class Dispatcher:
         now = self.clock()
         policy = self.policy
         slo = agreed(policy.tenants.get(tenant, NOBODY).promise(facts.application), facts)
-        request = self.sizing.request(
-            tenant,
-            facts,
-            name=str(next(self._names)),
-            slo=slo,
-            profile=self.engine_profile,
-            call=self._interactions.call(tenant, facts),
-            now=now,
-        )
-        prefix = self.prefixes.read(tenant, facts)
-        request.cached_tokens = self.prefixes.estimate(prefix, request.prompt_tokens)
+        call = self._interactions.call(tenant, facts)
+        name = str(next(self._names))
+        request, prefix = self.engine.size(tenant, facts, name=name, slo=slo, call=call, now=now)
         rejection = too_many_tokens(request, policy) or self.admission.minute_refusal(tenant, policy, now)
         if rejection is None:
-            refusal = self.capacity.refuse(request) or self.scheduler.enqueue(request, now)
+            refusal = self.engine.capacity.refuse(request) or self.scheduler.enqueue(request, now)
             rejection = from_refusal(refusal) if refusal is not None else None
         if rejection is not None:
             reservation.release()
@@ -171,14 +153,14 @@ class Dispatcher:
         availability = self.availability
         if availability.pause is not None or (self.policy.enforce and not availability.reachable):
             return
-        scheduler, capacity = self.scheduler, self.capacity
+        scheduler, engine = self.scheduler, self.engine
         started: list[Request] = []
         tried: list[Request] = []
 
         def fits(candidate: Request) -> bool:
             tried.append(candidate)
-            candidate.cached_tokens = self._cached(candidate)
-            return capacity.fits(candidate, now)
+            candidate.cached_tokens = engine.cached(self._tickets[candidate.id])
+            return engine.capacity.fits(candidate, now)
 
         while (request := scheduler.next(now, fits)) is not None:
             self._dispatch(self._tickets[request.id], now)
@@ -191,34 +173,20 @@ class Dispatcher:
             self.shadows.decided(started, scheduler, now)
 
     def _cached(self, request: Request) -> int:
-        """Estimate anew what the engine's cache will serve of a queued request."""
-        return self.prefixes.estimate(self._tickets[request.id].prefix, request.prompt_tokens)
+        return self.engine.cached(self._tickets[request.id])
 
     def _dispatch(self, ticket: Ticket, now: float) -> None:
         request = ticket.request
         ticket.phase = Phase.IN_FLIGHT
         ticket.dispatched_at = now
-        ticket.gpu_mark = self.gpu.mark(now)
         ticket.disarm()
-        self.capacity.start(request, now)
-        self.prefixes.dispatched(ticket.prefix, request)
-        if ticket.facts.kind.generates:
-            self.pace.started(request.sequences, now)
+        self.engine.start(ticket, now)
         self.admission.let_go(request.tenant, ticket.held_bytes)
         self.admission.left_queue(request.tenant, now)
         account = self.accounting[request.tenant]
         account.queued -= 1
         account.running += 1
         ticket.decide(None)
-
-    def _land(self, ticket: Ticket, now: float, generated: int | None) -> None:
-        """Take a request out of the engine's books: it ended, or the engine would not have it."""
-        request = ticket.request
-        self.capacity.gate.finish(request)
-        if ticket.facts.kind.generates:
-            age = now - (ticket.dispatched_at if ticket.dispatched_at is not None else now)
-            self.pace.ended(request.sequences, now, seconds=age, generated=generated)
-        self.accounting[request.tenant].running -= 1
 
     def returned(self, ticket: Ticket, *, reachable: bool) -> None:
         """Put a dispatched request back where it stood in the queue: no lift, its charge undone."""
@@ -232,17 +200,18 @@ class Dispatcher:
                 verdict = self.admission.unreachable(self.scheduler.queued, now)
                 self._end(ticket, Outcome.FAILED, Usage(0, 0), now, verdict)
                 return
-        self._land(ticket, now, None)
-        self.prefixes.undone(ticket.prefix)
+        self.engine.undo(ticket, now)
         self.scheduler.requeue(ticket.request, now)
         self.shadows.returned(ticket.request, self.scheduler, now)
         ticket.phase = Phase.QUEUED
         ticket.forget()
         self.admission.hold(ticket.tenant, ticket.held_bytes)
-        self.accounting[ticket.tenant].queued += 1
+        account = self.accounting[ticket.tenant]
+        account.running -= 1
+        account.queued += 1
         self._arm_expiry(ticket, now)
         if reachable:
-            self.capacity.busy(now)
+            self.engine.capacity.busy(now)
             self.availability.refused()
 
     def _try_again(self) -> None:
@@ -275,15 +244,8 @@ class Dispatcher:
             self._deliver(ticket, self.clock())
 
     def _deliver(self, ticket: Ticket, now: float) -> None:
-        request = ticket.request
-        self.scheduler.progress(request, ticket.prompt, ticket.generated, now)
-        self.capacity.gate.progress(request, ticket.prompt, ticket.generated, estimated=not ticket.shows)
-
-    def _by_the_clock(self, ticket: Ticket, now: float) -> None:
-        """Estimate the progress of an answer that does not show it: age times the measured pace, capped."""
-        pace = self.pace.tokens_per_second(now)
-        if pace is not None:
-            ticket.advance(now, pace)
+        self.scheduler.progress(ticket.request, ticket.prompt, ticket.generated, now)
+        self.engine.progress(ticket)
 
     # -- the end
 
@@ -327,37 +289,15 @@ class Dispatcher:
         self._look_idle()
 
     def _settle(self, ticket: Ticket, outcome: Outcome, usage: Usage | None, now: float) -> None:
-        """Take in what a request in flight used, and what that teaches. `usage`: where the engine has said it."""
-        request, profile = ticket.request, self.engine_profile
-        reported = usage is not None and usage.exact
-        if usage is None:
-            if not ticket.shows and outcome is not Outcome.FAILED:
-                self._by_the_clock(ticket, now)
-            usage = ticket.usage(outcome, reports_cached=bool(profile.reports_cached_tokens))
-        usage = self._with_gpu(ticket, usage, now)
-        self.capacity.gate.progress(request, usage.prompt, usage.generated, estimated=not ticket.shows)
-        whole = usage.teaches and outcome is Outcome.FINISHED
-        self._land(ticket, now, usage.generated if whole else None)
-        ticket.prompt, ticket.generated = usage.prompt, usage.generated
-        self.scheduler.settle(request, usage, outcome, now)
-        self.shadows.ended(request, usage, outcome, self.scheduler, now)
-        if ticket.first_token_at is not None or (usage.exact and usage.prompt):
-            self.prefixes.ended(ticket.prefix, request, usage)
-            if reported:
-                self.prefixes.reported(ticket.prefix, request, usage, ticket.facts.kind, profile)
-        else:
-            self.prefixes.undone(ticket.prefix)
-        if usage.exact and usage.prompt:
-            self.sizing.learn(request.tenant, ticket.facts, usage.prompt)
+        """Take in what a request in flight used. `usage`: where the engine has said it."""
+        request, account = ticket.request, self.accounting[ticket.tenant]
+        used = self.engine.end(ticket, outcome, usage, now)
+        account.running -= 1
+        self.scheduler.settle(request, used, outcome, now)
+        self.shadows.ended(request, used, outcome, self.scheduler, now)
         if ticket.first_token_at is None:
-            self.accounting[ticket.tenant].waited(ticket.queued_seconds, now)
+            account.waited(ticket.queued_seconds, now)
         self.availability.resume()
-
-    def _with_gpu(self, ticket: Ticket, usage: Usage, now: float) -> Usage:
-        """Add the mean GPU utilisation over the request's time in the engine, where it is known."""
-        if self.gpu.reading is None or ticket.gpu_mark is None:
-            return usage
-        return replace(usage, gpu_utilisation=self.gpu.mean_since(ticket.gpu_mark, now))
 
     def _expire(self, ticket: Ticket) -> None:
         now = self.clock()
@@ -387,13 +327,13 @@ class Dispatcher:
         now = self.clock()
         for ticket in self._tickets.values():
             if ticket.phase is Phase.IN_FLIGHT and not ticket.shows:
-                self._by_the_clock(ticket, now)
+                self.engine.advance(ticket, now)
                 self._deliver(ticket, now)
         if now - self._scheduler_ticked >= SCHEDULER_TICK_SECONDS:
             self._scheduler_ticked = now
             self.scheduler.tick(now)
             self.shadows.tick(self.scheduler, now)
-            self.capacity.tick(now)
+            self.engine.capacity.tick(now)
             self.accounting.keep_only(self.policy.tenant_settings.keys(), now)
         if self._tickets:
             self._pump(now)
@@ -409,8 +349,8 @@ class Dispatcher:
             raise ConfigError("config", str(error)) from error
         waits = self.policy.config.queue.max_wait_seconds
         self.policy = policy
-        self._configure_capacity()
-        self.gpu.configure(policy.config.gpu, now)
+        self._configure_engine()
+        self.engine.gpu.configure(policy.config.gpu, now)
         self._history.adopt(self.scheduler)
         self.shadows.configure(policy.shadow, policy.shadow_tenants, self.scheduler, now)
         self.admission.keep_only(policy.tenant_settings.keys())
@@ -423,31 +363,24 @@ class Dispatcher:
     def observe(self, signals: EngineSignals | None) -> None:
         """Take in the engine's metrics; None where they are stale."""
         now = self.clock()
-        self.capacity.observe(signals, queued=self.scheduler.queued, now=now)
-        if signals is not None:
-            self.prefixes.observe(signals, self.engine_profile, self.capacity.kv_tokens)
-        self.scheduler.set_pool(self.capacity.kv_tokens)
-        self.pace.read_counter(signals.generated_tokens if signals is not None else None, now)
+        self.engine.observe(signals, queued=self.scheduler.queued, now=now)
+        self.scheduler.set_pool(self.engine.capacity.kv_tokens)
         self._pump(now)
 
     def observe_gpu(self, reading: Reading) -> None:
         """Take in what DCGM says of the pod's GPUs. O(active tenants)."""
         now = self.clock()
-        self.gpu.observe(reading, self.scheduler.books.served(), busy=self.scheduler.in_flight > 0, now=now)
+        served, busy = self.scheduler.books.served(), self.scheduler.in_flight > 0
+        self.engine.gpu.observe(reading, served, busy=busy, now=now)
 
     def connected(self, profile: EngineProfile) -> None:
         """Take in what a probe learnt of the engine."""
-        self.engine_profile = profile
-        self._configure_capacity()
+        self.engine.profile = profile
+        self._configure_engine()
 
-    def _configure_capacity(self) -> None:
-        policy = self.policy
-        self.capacity.configure(
-            policy.config.capacity,
-            enforced=policy.enforce,
-            context_tokens=self.engine_profile.max_model_len,
-        )
-        self.scheduler.set_pool(self.capacity.kv_tokens)
+    def _configure_engine(self) -> None:
+        self.engine.configure(self.policy)
+        self.scheduler.set_pool(self.engine.capacity.kv_tokens)
 
     def snapshot(self) -> Snapshot:
         """Return what a restart must not forget, as plain data."""

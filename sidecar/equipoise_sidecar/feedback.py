@@ -123,7 +123,7 @@ class Feedback:
         """Probe an engine that is new, and let requests go to it."""
         dispatcher = self._dispatcher
         running = self._probe is not None and not self._probe.done()
-        unknown = not dispatcher.engine_profile.models
+        unknown = not dispatcher.engine.profile.models
         key = dispatcher.policy.engine_api_key
         due = self._probed_at is None or dispatcher.clock() - self._probed_at > PROBE_AGAIN_SECONDS
         again = unknown and (due or key != self._probed_with)

@@ -27,7 +27,7 @@ class GpuScraper:
 
     async def run(self) -> None:
         """Read until cancelled, as often as the policy says, and at once where the place changes."""
-        gpu = self._dispatcher.gpu
+        gpu = self._dispatcher.engine.gpu
         timeout = aiohttp.ClientTimeout(total=TIMEOUT_SECONDS)
         async with aiohttp.ClientSession(timeout=timeout, trust_env=False) as session:
             while True:
@@ -43,20 +43,20 @@ class GpuScraper:
 
     async def look(self, session: aiohttp.ClientSession) -> None:
         """Read once and hand on what there is."""
-        dispatcher = self._dispatcher
-        url = dispatcher.gpu.url
+        dispatcher, gpu = self._dispatcher, self._dispatcher.engine.gpu
+        url = gpu.url
         if url is None:
             return
         try:
             text = await _fetch(session, url)
             # A node's exposition may have thousands of rows: not on the loop that answers.
             reading = await asyncio.to_thread(read, text, self._pod)
-            _check_age(reading, dispatcher.gpu.settings.stale_seconds)
+            _check_age(reading, gpu.settings.stale_seconds)
         except DcgmError as error:
-            if dispatcher.gpu.url == url:
-                dispatcher.gpu.failed(error, dispatcher.clock())
+            if gpu.url == url:
+                gpu.failed(error, dispatcher.clock())
         else:
-            if dispatcher.gpu.url == url:
+            if gpu.url == url:
                 dispatcher.observe_gpu(reading)
 
 

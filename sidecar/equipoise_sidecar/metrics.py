@@ -57,8 +57,8 @@ class SidecarMetrics(Collector):
         yield from share_metrics(shares)
         yield from part_metrics(dispatcher.scheduler, shares)
         yield from account_metrics(dispatcher.accounting.items())
-        if dispatcher.gpu.url is not None:
-            yield from gpu_tenant_metrics(dispatcher.gpu.ledger.totals())
+        if (gpu := dispatcher.engine.gpu).url is not None:
+            yield from gpu_tenant_metrics(gpu.ledger.totals())
 
     def general(self) -> Iterator[Metric]:
         """Read all that is not there once for each tenant."""
@@ -73,7 +73,7 @@ class SidecarMetrics(Collector):
         yield from self._fairness()
         yield from shadow_metrics(self.reporter.dispatcher.shadows, self.reporter.dispatcher.clock())
         yield from self._prediction()
-        yield from prefix_metrics(self.reporter.dispatcher.prefixes)
+        yield from prefix_metrics(self.reporter.dispatcher.engine.prefixes)
         yield from mapper_metrics(self.reporter.dispatcher.scheduler)
 
     def by_tenant(self) -> Iterator[list[Metric]]:
@@ -83,8 +83,8 @@ class SidecarMetrics(Collector):
             yield [*share_metrics(shares), *part_metrics(dispatcher.scheduler, shares)]
         for accounts in _batched(dispatcher.accounting.items()):
             yield [*account_metrics(accounts)]
-        if dispatcher.gpu.url is not None:
-            for totals in _batched(dispatcher.gpu.ledger.totals()):
+        if (gpu := dispatcher.engine.gpu).url is not None:
+            for totals in _batched(gpu.ledger.totals()):
                 yield [*gpu_tenant_metrics(totals)]
 
     def _process(self) -> Iterator[Metric]:
@@ -134,7 +134,7 @@ class SidecarMetrics(Collector):
 
     def _load(self) -> Iterator[Metric]:
         dispatcher = self.reporter.dispatcher
-        gate = dispatcher.capacity.gate
+        gate = dispatcher.engine.capacity.gate
         yield _gauge(
             "queue_bytes",
             "Bytes of bodies that are being read, wait or are passed on unscheduled.",
@@ -146,16 +146,16 @@ class SidecarMetrics(Collector):
         yield _gauge(
             "max_in_flight",
             "Sequences that may be in the engine: the policy's number or the measured window.",
-            dispatcher.capacity.max_in_flight,
+            dispatcher.engine.capacity.max_in_flight,
         )
         yield _gauge(
             "saturation_ratio",
             "Use of the gate's room, by slots, KV tokens or step time, whichever is fuller; 1 is full.",
-            dispatcher.capacity.saturation(),
+            dispatcher.engine.capacity.saturation(),
         )
         yield _gauge("kv_used_tokens", "KV tokens in use by the sidecar's own count.", gate.used)
-        yield from gate_metrics(dispatcher.capacity)
-        pace = dispatcher.pace.tokens_per_second(dispatcher.clock())
+        yield from gate_metrics(dispatcher.engine.capacity)
+        pace = dispatcher.engine.pace.tokens_per_second(dispatcher.clock())
         if pace is not None:
             yield _gauge(
                 "sequence_tokens_per_second", "Measured tokens a second of one sequence in flight.", pace
@@ -173,8 +173,8 @@ class SidecarMetrics(Collector):
         age = feedback.age(now)
         if age is not None:
             yield _gauge("engine_signal_age_seconds", "Age of the engine's newest metrics.", age)
-        if dispatcher.capacity.kv_tokens is not None:
-            yield _gauge("engine_kv_tokens", "Size of the KV cache.", dispatcher.capacity.kv_tokens)
+        if dispatcher.engine.capacity.kv_tokens is not None:
+            yield _gauge("engine_kv_tokens", "Size of the KV cache.", dispatcher.engine.capacity.kv_tokens)
         yield _counter(
             "engine_preemptions", "Preemptions seen in the engine's metrics.", feedback.preemptions
         )
@@ -186,7 +186,7 @@ class SidecarMetrics(Collector):
 
     def _gpu(self) -> Iterator[Metric]:
         dispatcher = self.reporter.dispatcher
-        yield from gpu_metrics(dispatcher.gpu, dispatcher.clock())
+        yield from gpu_metrics(dispatcher.engine.gpu, dispatcher.clock())
 
     def _fairness(self) -> Iterator[Metric]:
         bound = self.reporter.bound(self.reporter.dispatcher.clock())

@@ -82,7 +82,7 @@ class Reporter:
             load=self._load(),
             fairness=self._fairness(now),
             shadow=[shadow_state(report) for report in dispatcher.shadows.reports(now)],
-            gpu=dispatcher.gpu.state(now),
+            gpu=dispatcher.engine.gpu.state(now),
             tenants=tenants,
         )
 
@@ -96,9 +96,9 @@ class Reporter:
             running=(signals.running or 0) if signals is not None else 0,
             waiting=(signals.waiting or 0) if signals is not None else 0,
             kv_usage=signals.kv_usage if signals is not None else None,
-            kv_tokens=dispatcher.capacity.kv_tokens,
+            kv_tokens=dispatcher.engine.capacity.kv_tokens,
             preemptions=feedback.preemptions,
-            reports_cached_tokens=dispatcher.engine_profile.reports_cached_tokens,
+            reports_cached_tokens=dispatcher.engine.profile.reports_cached_tokens,
         )
 
     def _load(self) -> LoadState:
@@ -106,14 +106,14 @@ class Reporter:
         return LoadState(
             queued=dispatcher.scheduler.queued,
             running=dispatcher.scheduler.in_flight,
-            max_in_flight=dispatcher.capacity.max_in_flight,
-            saturation=dispatcher.capacity.saturation(),
+            max_in_flight=dispatcher.engine.capacity.max_in_flight,
+            saturation=dispatcher.engine.capacity.saturation(),
         )
 
     def bound(self, now: float) -> Bound | None:
         """Return the fairness bound, where the policy is enforced and the gate lets one hold."""
         dispatcher = self.dispatcher
-        if not dispatcher.policy.enforce or not dispatcher.capacity.bounded:
+        if not dispatcher.policy.enforce or not dispatcher.engine.capacity.bounded:
             return None
         return dispatcher.scheduler.bound(now)
 
@@ -157,7 +157,7 @@ class Reporter:
                 "counter": share.counter,
             }
         )
-        gpu = self.dispatcher.gpu
+        gpu = self.dispatcher.engine.gpu
         if gpu.is_fresh(now):
             spent = gpu.ledger.window(tenant, now)
             figures |= {"gpu_seconds": spent.seconds, "energy_joules": spent.joules}

@@ -209,7 +209,7 @@ class Life(RuleBasedStateMachine):
         assert dispatcher.scheduler.queued == len(queued)
         assert dispatcher.scheduler.in_flight == len(in_flight)
         assert {id(t) for t in dispatcher.tickets()} == {id(t) for t in queued + in_flight}
-        assert dispatcher.capacity.gate.sequences == sum(t.request.sequences for t in in_flight)
+        assert dispatcher.engine.capacity.gate.sequences == sum(t.request.sequences for t in in_flight)
         held = sum(t.held_bytes for t in queued) + sum(r.held_bytes for r in self.reservations)
         assert dispatcher.admission.held_bytes == held
         assert dispatcher.admission.reading == len(self.reservations)
@@ -249,8 +249,8 @@ class Life(RuleBasedStateMachine):
         dispatcher = self.dispatcher
         assert (dispatcher.scheduler.queued, dispatcher.scheduler.in_flight) == (0, 0)
         assert (dispatcher.admission.held_bytes, dispatcher.admission.reading) == (0, 0)
-        assert dispatcher.capacity.gate.sequences == 0
-        assert dispatcher.pace._in_flight == 0
+        assert dispatcher.engine.capacity.gate.sequences == 0
+        assert dispatcher.engine.pace._in_flight == 0
         self.time_passes(2.5)
         for shadow in dispatcher.shadows:
             assert shadow.off is None

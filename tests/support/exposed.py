@@ -88,7 +88,7 @@ async def _sidecar(algorithm: str) -> str:
     )
     dispatcher.apply(compile_policy(config, config.revision))
     dispatcher.engine_answers(reachable=True)
-    dispatcher.gpu.point("http://10.0.0.9:9400/metrics", now)
+    dispatcher.engine.gpu.point("http://10.0.0.9:9400/metrics", now)
     signals = EngineSignals(
         running=1, waiting=0, preemptions=0, generated_tokens=0, kv_tokens=10_000, kv_usage=0
     )
@@ -124,7 +124,7 @@ async def _sidecar(algorithm: str) -> str:
         ticket.progress(100, 10, exact=True)
     dispatcher.tick()
     for _ in range(LEAST_OBSERVATIONS):
-        dispatcher.capacity.gate.batching.model.observe(
+        dispatcher.engine.capacity.gate.batching.model.observe(
             1.0, steps=20, prefill_tokens=100, tokens=40, context_tokens=500
         )
     if algorithm == "Equinox":

@@ -91,7 +91,7 @@ class Line:
         assert list(dispatcher.tickets()) == []
         assert (dispatcher.scheduler.queued, dispatcher.scheduler.in_flight) == (0, 0)
         assert (dispatcher.admission.held_bytes, dispatcher.admission.reading) == (0, 0)
-        assert dispatcher.capacity.gate.sequences == 0
+        assert dispatcher.engine.capacity.gate.sequences == 0
         for _tenant, each in dispatcher.accounting.items():  # noqa: PERF102 - no dict
             assert (each.queued, each.running) == (0, 0)
 

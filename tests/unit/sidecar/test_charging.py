@@ -12,7 +12,7 @@ pytestmark = pytest.mark.looptime
 
 def pace_of(line, tokens_per_second):
     """Set the measured pace by a request that ended."""
-    pace, now = line.dispatcher.pace, asyncio.get_running_loop().time()
+    pace, now = line.dispatcher.engine.pace, asyncio.get_running_loop().time()
     pace.started(1, now)
     pace.ended(1, now, seconds=1, generated=tokens_per_second)
 

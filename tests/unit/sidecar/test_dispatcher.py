@@ -157,9 +157,9 @@ class TestBusyEngine:
 
     async def test_the_measured_window_shrinks(self, line):
         line.configure(capacity={})
-        before = line.dispatcher.capacity.max_in_flight
+        before = line.dispatcher.engine.capacity.max_in_flight
         line.send().busy()
-        assert line.dispatcher.capacity.max_in_flight == int(before * 0.9)
+        assert line.dispatcher.engine.capacity.max_in_flight == int(before * 0.9)
 
     async def test_an_engine_that_is_busy_for_ever_costs_a_few_tries_a_second_and_ends_in_503(self, line):
         line.configure(queue={"maxWaitSeconds": 5})

@@ -74,8 +74,8 @@ async def test_an_engine_is_probed_before_it_counts_as_reachable(line, engine, w
     assert line.dispatcher.availability.reachable is None
     await asyncio.sleep(1.5)
     assert line.dispatcher.availability.reachable
-    assert line.dispatcher.engine_profile.system_fingerprint == "fp-1"
-    assert line.dispatcher.capacity.gate.settings.context_tokens == 2048
+    assert line.dispatcher.engine.profile.system_fingerprint == "fp-1"
+    assert line.dispatcher.engine.capacity.gate.settings.context_tokens == 2048
 
 
 async def test_a_probe_that_hangs_holds_requests_up_for_five_seconds_at_most(line, engine, watch):
@@ -94,7 +94,7 @@ async def test_a_probe_that_fails_is_tried_again_and_requests_go_meanwhile(line,
     engine.probe_error = None
     await asyncio.sleep(12)
     assert engine.probes == 2
-    assert line.dispatcher.engine_profile.models == ("m",)
+    assert line.dispatcher.engine.profile.models == ("m",)
 
 
 async def test_it_looks_once_a_second_and_no_more(engine, watch):
@@ -148,26 +148,26 @@ async def test_a_restarted_engine_is_probed_again(line, engine, watch):
     engine.signals = EngineSignals(**SIGNALS, generated_tokens=5, preemptions=0)
     await asyncio.sleep(1.5)
     assert engine.probes == 2
-    assert line.dispatcher.engine_profile.system_fingerprint == "fp-2"
+    assert line.dispatcher.engine.profile.system_fingerprint == "fp-2"
 
 
 async def test_a_preemption_makes_the_plan_smaller(line, engine, watch):
     watching = watch()
     await asyncio.sleep(1.5)
-    before = line.dispatcher.capacity.gate.percent
+    before = line.dispatcher.engine.capacity.gate.percent
     engine.signals = EngineSignals(**SIGNALS, generated_tokens=200, preemptions=3)
     await asyncio.sleep(1.5)
-    assert line.dispatcher.capacity.gate.percent == before - 2
+    assert line.dispatcher.engine.capacity.gate.percent == before - 2
     assert watching.preemptions == 3
 
 
 async def test_the_kv_cache_is_as_large_as_the_engine_says_unless_the_policy_does(line, watch):
     watch()
     await asyncio.sleep(1.5)
-    assert line.dispatcher.capacity.kv_tokens == 10_000
+    assert line.dispatcher.engine.capacity.kv_tokens == 10_000
     assert line.dispatcher.scheduler.books.kv_tokens == 10_000
     line.configure(capacity={"kvTokens": 5000}, algorithm={"type": "DRR"})
-    assert line.dispatcher.capacity.kv_tokens == 5000
+    assert line.dispatcher.engine.capacity.kv_tokens == 5000
     assert line.dispatcher.scheduler.books.kv_tokens == 5000
 
 
@@ -195,5 +195,5 @@ async def test_a_key_that_comes_with_the_configuration_is_tried_at_once(line, en
     engine.probe_error = None
     line.configure(engineApiKey="the-engines-own-key")
     await asyncio.sleep(1.5)
-    assert line.dispatcher.engine_profile.models == ("m",)
+    assert line.dispatcher.engine.profile.models == ("m",)
     assert engine.keys == [None, "the-engines-own-key"]

@@ -204,7 +204,7 @@ class TestInTheSidecar:
         return seen
 
     async def test_a_request_is_settled_with_the_mean_utilisation_of_its_life(self, line, settled):
-        line.dispatcher.gpu.point(URL, line.dispatcher.clock())
+        line.dispatcher.engine.gpu.point(URL, line.dispatcher.clock())
         line.send().finish(Outcome.FINISHED, Usage(100, 1))
         line.dispatcher.observe_gpu(reading(0.2))
         ticket = line.send()
@@ -215,7 +215,7 @@ class TestInTheSidecar:
         assert settled == [None, pytest.approx(0.4)]
 
     async def test_waiting_in_the_queue_is_not_part_of_that_life(self, line, settled):
-        line.dispatcher.gpu.point(URL, line.dispatcher.clock())
+        line.dispatcher.engine.gpu.point(URL, line.dispatcher.clock())
         first, second = line.send(), line.send()
         line.dispatcher.observe_gpu(reading(0.2))
         await asyncio.sleep(10)
@@ -228,11 +228,11 @@ class TestInTheSidecar:
     async def test_it_settles_equinoxs_resource_counter(self, line):
         line.configure(algorithm={"type": "Equinox"})
         dispatcher = line.dispatcher
-        dispatcher.gpu.point(URL, dispatcher.clock())
+        dispatcher.engine.gpu.point(URL, dispatcher.clock())
         spent = [0]
         for utilisation in (0.2, 0.8, None):
             if utilisation is None:
-                dispatcher.gpu.point(None, dispatcher.clock())
+                dispatcher.engine.gpu.point(None, dispatcher.clock())
             else:
                 dispatcher.observe_gpu(reading(utilisation, 100 * utilisation))
             ticket = line.send(BLUE)
@@ -244,18 +244,18 @@ class TestInTheSidecar:
         assert low < unknown, "without telemetry it goes on, by what it expects"
 
     async def test_a_restart_remembers_where_to_read(self, line):
-        line.dispatcher.gpu.point(URL, 0)
+        line.dispatcher.engine.gpu.point(URL, 0)
         again = Dispatcher(line.dispatcher.clock)
         again.restore(json.loads(json.dumps(line.dispatcher.snapshot())))
-        assert again.gpu.url == URL
+        assert again.engine.gpu.url == URL
         again.restore({"gpu_exporter": 7})
-        assert again.gpu.url is None
+        assert again.engine.gpu.url is None
 
     async def test_state_and_metrics_say_what_each_tenant_cost(self, line, reporter):
         dispatcher = line.dispatcher
         assert reporter.state().gpu.exporter is None
         assert "equipoise_gpu" not in exposition(reporter)
-        dispatcher.gpu.point(URL, dispatcher.clock())
+        dispatcher.engine.gpu.point(URL, dispatcher.clock())
         line.send(BLUE).finish(Outcome.FINISHED, Usage(100, 50))
         assert reporter.state().tenants[0].gpu_seconds is None
         dispatcher.observe_gpu(reading(0.5, 100.0))
@@ -284,7 +284,7 @@ class TestInTheSidecar:
         assert "equipoise_gpu" not in exposition(reporter)
         line.configure(gpu={"dcgm": "Exporter"})
         assert "equipoise_gpu_metrics_stale 1.0" in exposition(reporter)
-        line.dispatcher.gpu.point(URL, line.dispatcher.clock())
+        line.dispatcher.engine.gpu.point(URL, line.dispatcher.clock())
         assert "equipoise_gpu_metrics_stale 0.0" in exposition(reporter)
 
 

@@ -45,13 +45,13 @@ async def exporter():
 @pytest.fixture
 async def look(line, exporter):
     """Read once; return the telemetry."""
-    line.dispatcher.gpu.point(exporter.url, line.dispatcher.clock())
+    line.dispatcher.engine.gpu.point(exporter.url, line.dispatcher.clock())
     scraper = GpuScraper(line.dispatcher, PodId("team", "vllm-0"), seed=1)
     async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=0.5)) as session:
 
         async def once():
             await scraper.look(session)
-            return line.dispatcher.gpu
+            return line.dispatcher.engine.gpu
 
         yield once
 
@@ -94,7 +94,7 @@ async def test_an_exporter_that_is_not_there_keeps_the_former_reading(look, line
 
 async def test_an_answer_that_comes_after_the_place_changed_does_not_count(look, line, exporter):
     def move():
-        line.dispatcher.gpu.point("http://127.0.0.1:1/metrics", line.dispatcher.clock())
+        line.dispatcher.engine.gpu.point("http://127.0.0.1:1/metrics", line.dispatcher.clock())
         return web.Response(text=TEXT.format(40))
 
     exporter.answer = move
@@ -108,11 +108,11 @@ async def test_it_reads_at_once_where_it_is_told_and_again_in_its_time(line, exp
     try:
         await asyncio.sleep(0.05)
         assert exporter.asked == 0
-        line.dispatcher.gpu.point(exporter.url, line.dispatcher.clock())
+        line.dispatcher.engine.gpu.point(exporter.url, line.dispatcher.clock())
         async with asyncio.timeout(5):
             while exporter.asked < 2:
                 await asyncio.sleep(0.01)
-        assert line.dispatcher.gpu.reading.utilisation == 0.4
+        assert line.dispatcher.engine.gpu.reading.utilisation == 0.4
     finally:
         task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
@@ -126,12 +126,12 @@ async def test_the_operator_says_where_the_nodes_exporter_is(line):
     async with httpx2.AsyncClient(transport=transport, base_url="http://sidecar") as operator:
         url = "http://10.0.0.9:9400/metrics"
         assert (await operator.put(GPU_EXPORTER_PATH, json={"exporter": url})).status_code == 204
-        assert line.dispatcher.gpu.url == reporter.state().gpu.exporter == url
+        assert line.dispatcher.engine.gpu.url == reporter.state().gpu.exporter == url
         for wrong in ({"exporter": "file:///etc/passwd"}, {"exporter": 7}, []):
             refused = await operator.put(GPU_EXPORTER_PATH, json=wrong)
             assert refused.status_code == 422
             assert refused.json()["message"]
-        assert line.dispatcher.gpu.url == url
+        assert line.dispatcher.engine.gpu.url == url
         assert (await operator.put(GPU_EXPORTER_PATH, json={})).status_code == 204
-        assert line.dispatcher.gpu.url is None
+        assert line.dispatcher.engine.gpu.url is None
     await store.close()

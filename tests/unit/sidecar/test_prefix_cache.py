@@ -75,7 +75,7 @@ async def test_two_that_wait_count_nothing_on_each_other_and_the_second_is_looke
     assert two.request.cached_tokens == SHARED, "its turn was considered, and its twin is with the engine"
     finish(one)
     assert caching.dispatcher.scheduler.books.flights[two.request.id].cached == SHARED
-    assert caching.dispatcher.capacity.gate.batching.prefill_held == 1000 - SHARED
+    assert caching.dispatcher.engine.capacity.gate.batching.prefill_held == 1000 - SHARED
 
 
 async def test_of_a_burst_over_two_prompts_one_is_served_from_what_the_other_left_while_it_is_there(caching):
@@ -106,7 +106,7 @@ async def test_what_the_engine_did_not_compute_is_not_expected(caching, how):
             ticket.finish(Outcome.FINISHED, Usage(0, 0))
         case _:
             ticket.busy()
-    assert caching.dispatcher.prefixes.index.known(ticket.prefix.chains[0].blocks.keys) == 0
+    assert caching.dispatcher.engine.prefixes.index.known(ticket.prefix.chains[0].blocks.keys) == 0
 
 
 async def test_a_failure_leaves_what_was_known_before(caching):
@@ -143,7 +143,7 @@ async def test_what_the_engine_reports_corrects_charge_and_estimates(caching):
     finish(caching.send(**asking(b"one ")))
     for _ in range(60):
         finish(caching.send(**asking(b"one ")), cached=496)
-    prefixes = caching.dispatcher.prefixes
+    prefixes = caching.dispatcher.engine.prefixes
     assert prefixes.agreement.ratio == pytest.approx(0.5, abs=0.02)
     assert caching.send(**asking(b"one ")).request.cached_tokens == pytest.approx(496, abs=16)
     assert caching.dispatcher.scheduler.shares(0.0)[0].total.cached == 60 * 496
@@ -161,17 +161,17 @@ async def test_a_prompt_that_was_shorter_than_it_was_taken_for_does_not_speak_ag
         ticket = caching.send(**asking(b"one "))
         ticket.first_token()
         ticket.finish(Outcome.FINISHED, Usage(800, 10, 799 // 16 * 16))
-    assert caching.dispatcher.prefixes.agreement.ratio > 0.98
+    assert caching.dispatcher.engine.prefixes.agreement.ratio > 0.98
 
 
 async def test_requests_that_expected_nothing_say_nothing_of_the_agreement(caching):
     for _ in range(30):
         finish(caching.send(**asking(b"one ")), cached=0)
-    ratio = caching.dispatcher.prefixes.agreement.ratio
+    ratio = caching.dispatcher.engine.prefixes.agreement.ratio
     assert ratio < 0.1
     for number in range(60):
         finish(caching.send(**asking(b"%d " % number, root=b"%d" % number)), cached=16)
-    assert caching.dispatcher.prefixes.agreement.ratio == ratio
+    assert caching.dispatcher.engine.prefixes.agreement.ratio == ratio
 
 
 async def test_an_engine_that_reports_nothing_by_request_is_followed_by_its_counters(caching):
@@ -182,8 +182,8 @@ async def test_an_engine_that_reports_nothing_by_request_is_followed_by_its_coun
         finish(caching.send(**asking(b"one ")))
         prompts, cached = prompts + 1000, cached + 248
         caching.dispatcher.observe(signals(prompt_tokens=prompts, cached_tokens=cached))
-    assert caching.dispatcher.prefixes.agreement.ratio == pytest.approx(0.25, abs=0.03)
-    assert caching.dispatcher.prefixes.reported_tokens == 0
+    assert caching.dispatcher.engine.prefixes.agreement.ratio == pytest.approx(0.25, abs=0.03)
+    assert caching.dispatcher.engine.prefixes.reported_tokens == 0
 
 
 async def test_an_answer_that_breaks_off_keeps_its_estimate_where_cached_tokens_have_a_price(caching):

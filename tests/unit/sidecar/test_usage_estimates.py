@@ -19,8 +19,8 @@ def now():
 @pytest.fixture
 async def paced(line):
     """A line whose pace was measured by a request that ended."""
-    line.dispatcher.pace.started(1, now())
-    line.dispatcher.pace.ended(1, now(), seconds=1, generated=PACE)
+    line.dispatcher.engine.pace.started(1, now())
+    line.dispatcher.engine.pace.ended(1, now(), seconds=1, generated=PACE)
     return line
 
 
@@ -43,7 +43,7 @@ async def test_a_refusal_says_nothing_of_the_pace(paced):
     ticket = paced.send()
     await asyncio.sleep(5)
     ticket.finish(Outcome.FINISHED, Usage(prompt=0, generated=0))
-    assert paced.dispatcher.pace.tokens_per_second(now()) == PACE
+    assert paced.dispatcher.engine.pace.tokens_per_second(now()) == PACE
 
 
 async def test_what_the_clock_said_of_a_try_that_failed_is_forgotten(paced):

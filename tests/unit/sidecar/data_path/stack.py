@@ -104,7 +104,7 @@ class Stack:
             scheduler.in_flight,
             admission.held_bytes,
             admission.reading,
-            dispatcher.capacity.gate.sequences,
+            dispatcher.engine.capacity.gate.sequences,
         )
 
 

@@ -313,7 +313,7 @@ async def test_a_large_body_within_the_limit_arrives_byte_for_byte():
     document = json.dumps({**HELLO, "messages": [{"role": "user", "content": "é\n" * 3_000_000}]}).encode()
     async with engine(script) as it, stack(it.url, queue={"maxBodyBytes": 40_000_000}) as way:
         assert len(document) > 20_000_000
-        way.dispatcher.capacity.enforced = False  # a prompt of that size fits no cache
+        way.dispatcher.engine.capacity.enforced = False  # a prompt of that size fits no cache
         assert (await way.ask(document=document)).status == 200
         assert script.seen[0][1] == document
 

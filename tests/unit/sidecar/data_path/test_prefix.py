@@ -30,7 +30,7 @@ def caching(*, reports: bool = True, enabled: bool = True) -> StandIn:
 async def known(way, *, reports: bool) -> None:
     """Wait until the sidecar knows its engine."""
     async with asyncio.timeout(10):
-        while way.dispatcher.engine_profile.reports_cached_tokens is not reports:
+        while way.dispatcher.engine.profile.reports_cached_tokens is not reports:
             await asyncio.sleep(0.01)
 
 
@@ -53,7 +53,7 @@ async def test_a_shared_system_prompt_is_expected_from_the_engines_cache(reports
             assert (await way.ask(CHAT, turn(f"Where is order {number}?"))).status == 200
         hits = engine.stats.prefix_cache.hits
         await way.settled(finished=16)
-        prefixes = way.dispatcher.prefixes
+        prefixes = way.dispatcher.engine.prefixes
         assert seen[0].cached_tokens == 0
         # with the prompt's tokens known from 8 requests, less than a block and what is behind it is missed
         expected = [request.cached_tokens for request in seen[8:]]
@@ -73,7 +73,7 @@ async def test_an_engine_without_a_prefix_cache_is_expected_to_serve_nothing():
         for _ in range(3):
             await way.ask(CHAT, turn("Where is it?"))
         assert [request.cached_tokens for request in seen] == [0, 0, 0]
-        assert not way.dispatcher.prefixes.active
+        assert not way.dispatcher.engine.prefixes.active
 
 
 async def test_the_text_is_let_go_while_the_request_waits():
@@ -107,7 +107,7 @@ async def test_the_next_turn_of_a_conversation_is_expected_with_the_answer_befor
         await known(way, reports=True)
         for number in range(8):  # so that the prompt's tokens are known
             await way.ask(CHAT, turn(f"Where is order {number}?"))
-        seen, prefixes = requests_of(way), way.dispatcher.prefixes
+        seen, prefixes = requests_of(way), way.dispatcher.engine.prefixes
         conversation, pairs = [SYSTEM], []
         for question in ("Where is it?", "And where is the other one?", "Who has sent it?", "When?"):
             conversation.append({"role": "user", "content": question})
@@ -155,6 +155,6 @@ async def test_an_answer_that_the_engine_breaks_off_says_nothing_of_its_cache():
         assert served == 384
         await way.ask(CHAT, body)
         await way.settled(finished=2, failed=1)
-        assert way.dispatcher.prefixes.agreement.ratio == 1.0
-        assert way.dispatcher.prefixes.reported_tokens == served
+        assert way.dispatcher.engine.prefixes.agreement.ratio == 1.0
+        assert way.dispatcher.engine.prefixes.reported_tokens == served
         assert way.dispatcher.scheduler.shares(0.0)[0].total.cached > served + 300

@@ -28,8 +28,8 @@ async def test_who_reads_nothing_pays_for_what_the_engine_makes_unseen(monkeypat
 
     async with engine(script) as it, stack(it.url) as way:
         dispatcher = way.dispatcher
-        dispatcher.pace.started(1, dispatcher.clock())
-        dispatcher.pace.ended(1, dispatcher.clock(), seconds=1, generated=10_000)
+        dispatcher.engine.pace.started(1, dispatcher.clock())
+        dispatcher.engine.pace.ended(1, dispatcher.clock(), seconds=1, generated=10_000)
         _, writer = await way.connect()
         writer.transport.pause_reading()
         body = json.dumps({**HELLO, "stream": True, "max_tokens": 2000}).encode()
