@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import get_args
+
+from typing_extensions import override
 
 from equipoise_api.latency import LatencyHistogram, merged
 from equipoise_api.names import DEFAULT_TENANT
@@ -45,31 +47,44 @@ def rounded(value: float) -> int:
     return round(value / step) * step
 
 
-def rows(states: Sequence[SidecarState], weights: Weights) -> dict[str, Row]:
-    """Return a row for each tenant that had anything to do at any sidecar. O(rows log rows)."""
-    parts: dict[str, list[tuple[TenantState, float]]] = {}
-    for state in states:
-        per_minute = 60.0 / state.window_seconds if state.window_seconds > 0 else 0.0
-        for tenant in state.tenants:
-            parts.setdefault(tenant.id, []).append((tenant, per_minute))
-    ids = list(parts)
-    service = [sum(tenant.service for tenant, _ in parts[name]) for name in ids]
-    demand = [sum(tenant.demand for tenant, _ in parts[name]) for name in ids]
-    weight = [float(weights(name) or parts[name][0][0].weight) for name in ids]
-    total = math.fsum(service)
-    entitled = max_min(demand, weight, total)
-    found: dict[str, Row] = {}
-    for place, name in enumerate(ids):
-        tenants = [tenant for tenant, _ in parts[name]]
+class Rows(Mapping[str, Row]):
+    """A row for each tenant that had anything to do at any sidecar, by id. Made when it is asked for: of thousands few are."""
+
+    def __init__(self, states: Sequence[SidecarState], weights: Weights) -> None:
+        """Share what was served by weighted max-min. O(n log n) in the states' tenants."""
+        self._parts: dict[str, list[tuple[TenantState, float]]] = {}
+        for state in states:
+            per_minute = 60.0 / state.window_seconds if state.window_seconds > 0 else 0.0
+            for tenant in state.tenants:
+                self._parts.setdefault(tenant.id, []).append((tenant, per_minute))
+        tenants = self._parts.values()
+        service = [sum(tenant.service for tenant, _ in parts) for parts in tenants]
+        demand = [sum(tenant.demand for tenant, _ in parts) for parts in tenants]
+        weight = [float(weights(name) or parts[0][0].weight) for name, parts in self._parts.items()]
+        self._total = math.fsum(service)
+        entitled = max_min(demand, weight, self._total)
+        self._figures = dict(zip(self._parts, zip(entitled, service, demand, strict=True), strict=True))
+
+    @override
+    def __getitem__(self, name: str) -> Row:
+        parts, total = self._parts[name], self._total
         share = Share()
         if total > 0:
+            entitled, service, demand = self._figures[name]
             share = Share(
-                entitled_percent=_percent(entitled[place], total),
-                actual_percent=_percent(service[place], total),
-                demand_percent=rounded(min(1e6, 100 * demand[place] / total)),
+                entitled_percent=_percent(entitled, total),
+                actual_percent=_percent(service, total),
+                demand_percent=rounded(min(1e6, 100 * demand / total)),
             )
-        found[name] = Row(share, _usage(parts[name]), _latency(tenants))
-    return found
+        return Row(share, _usage(parts), _latency([tenant for tenant, _ in parts]))
+
+    @override
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._parts)
+
+    @override
+    def __len__(self) -> int:
+        return len(self._parts)
 
 
 def weights_of(tenants: Mapping[str, TenantConfig], default: DefaultTenant) -> Weights:

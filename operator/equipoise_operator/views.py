@@ -69,9 +69,9 @@ class PolicyView:
             (pod, state) for pod, state in self.known() if state.policy is None or state.policy.uid == uid
         ]
 
-    def rows(self) -> dict[str, shares.Row]:
+    def rows(self) -> shares.Rows:
         """Return what each tenant got."""
-        return shares.rows([state for _, state in self.known()], self.weights())
+        return shares.Rows([state for _, state in self.known()], self.weights())
 
     def weights(self) -> shares.Weights:
         """Return the look-up of the tenants' weights."""

@@ -80,7 +80,7 @@ class TestFigures:
         assert shares.load([make.state()]).gpu_percent is None
 
     def test_time_and_energy_are_summed_over_sidecars_and_absent_where_nobody_measured(self, make):
-        rows = shares.rows(self.states(make, 0.2, 0.6), lambda _: 1)
+        rows = shares.Rows(self.states(make, 0.2, 0.6), lambda _: 1)
         blue, red = rows["team/blue"].usage, rows["team/red"].usage
         assert (blue.gpu_seconds, blue.energy_joules) == (25, 9100)
         assert (red.gpu_seconds, red.energy_joules) == (None, None)

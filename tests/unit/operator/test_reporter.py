@@ -1,6 +1,7 @@
 """Which statuses are made, and when: what changed, what is active, and the rest in turn."""
 
 import asyncio
+import threading
 from types import SimpleNamespace
 
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from equipoise_operator import objects, reporter
 from equipoise_operator.fleet import Member
 from equipoise_operator.placement import Placement
+from equipoise_operator.policy_status import policy_status
 from equipoise_operator.reporter import Reporter
 from equipoise_operator.sidecar_client import SidecarError
 from equipoise_operator.store import Store
@@ -26,9 +28,11 @@ class Offers:
         self.made = {}
         self.present = {}
         self.forgotten = []
+        self.some = asyncio.Event()
 
     def offer(self, subject, version, present, status):
         self.made[subject.key] = status
+        self.some.set()
         self.present[subject.key] = present
 
     def forget(self, subject):
@@ -99,7 +103,7 @@ class World:
         return made
 
     def report(self):
-        self.reporter.report()
+        asyncio.run(self.reporter.report())
         return self.offers.take()
 
     def quiet(self):
@@ -165,6 +169,51 @@ def test_ten_thousand_are_not_told_in_one_go(world):
     world.put_tenants(*(f"t{n}" for n in range(3000)))
     world.compile(*(f"t{n}" for n in range(3000)))
     assert len(world.report()) <= reporter.MOST + 1
+
+
+def test_what_goes_over_all_tenants_is_done_beside_the_loop(world, monkeypatch):
+    threads = []
+
+    def noted(*arguments):
+        threads.append(threading.current_thread())
+        return policy_status(*arguments)
+
+    monkeypatch.setattr(reporter, "policy_status", noted)
+    world.put_policy()
+    world.compile()
+    assert world.report()[POLICY]
+    assert threading.current_thread() not in threads
+
+
+async def test_others_get_their_turn_while_tenants_are_told(world, monkeypatch):
+    monkeypatch.setattr(reporter, "AT_A_TIME", 10)
+    world.put_policy()
+    names = [f"t{n}" for n in range(200)]
+    world.put_tenants(*names)
+    world.compile(*names)
+    task = asyncio.create_task(world.reporter.report())
+    longest = told = 0
+    while not task.done():
+        before = len(world.offers.made)
+        await asyncio.sleep(0)
+        longest = max(longest, len(world.offers.made) - before)
+        told = len(world.offers.made)
+    assert told == 201
+    assert longest <= 11
+
+
+async def test_a_successor_that_comes_meanwhile_does_not_get_the_status_of_the_former(world):
+    world.put_policy()
+    world.put_tenants("a")
+    world.compile("a")
+    task = asyncio.create_task(world.reporter.report())
+    await asyncio.sleep(0)
+    world.store.policies.drop(POLICY, "uid-team-policy")
+    body = world.make.policy_body(meta={"version": 900, "uid": "another"})
+    world.store.policies.put(POLICY, objects.policy(body))
+    world.store.tenants.drop(("team", "a"), "uid-team-a")
+    await task
+    assert world.offers.made == {}
 
 
 def test_what_a_sidecar_lacks_is_told_until_it_has_it(world):
@@ -292,7 +341,7 @@ async def test_a_fault_in_a_report_ends_nothing_and_is_counted(world):
     await asyncio.sleep(2.5)
     assert len(failures) == 3
     del world.reporter._view
-    await asyncio.sleep(1)
+    await world.offers.some.wait()
     assert POLICY in world.offers.made
     task.cancel()
 
@@ -340,7 +389,11 @@ async def test_it_reports_once_a_second(world):
     world.put_policy()
     world.compile()
     calls = []
-    world.reporter.report = lambda: calls.append(1)
+
+    async def report():
+        calls.append(1)
+
+    world.reporter.report = report
     task = asyncio.create_task(world.reporter.run())
     await asyncio.sleep(10.5)
     assert len(calls) == 11

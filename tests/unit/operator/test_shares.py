@@ -50,7 +50,7 @@ def test_service_is_added_up_over_sidecars_and_shared_by_weight(make):
         make.state(tenants=[tenant("a", 300, 1000), tenant("b", 100, 1000)]),
         make.state(tenants=[tenant("a", 300, 1000), tenant("b", 100, 1000)]),
     ]
-    rows = shares.rows(states, {"a": 1, "b": 1}.get)
+    rows = shares.Rows(states, {"a": 1, "b": 1}.get)
     assert rows["a"].share.actual_percent == 75
     assert rows["a"].share.entitled_percent == 50
     assert rows["b"].share.actual_percent == 25
@@ -58,19 +58,19 @@ def test_service_is_added_up_over_sidecars_and_shared_by_weight(make):
 
 
 def test_weights_decide_what_the_contending_are_entitled_to(make):
-    rows = shares.rows(
+    rows = shares.Rows(
         [make.state(tenants=[tenant("a", 50, 999), tenant("b", 50, 999)])], {"a": 1, "b": 3}.get
     )
     assert (rows["a"].share.entitled_percent, rows["b"].share.entitled_percent) == (25, 75)
 
 
 def test_who_asks_for_little_leaves_the_rest_to_the_others(make):
-    rows = shares.rows([make.state(tenants=[tenant("a", 10, 10), tenant("b", 90, 500)])], {}.get)
+    rows = shares.Rows([make.state(tenants=[tenant("a", 10, 10), tenant("b", 90, 500)])], {}.get)
     assert (rows["a"].share.entitled_percent, rows["b"].share.entitled_percent) == (10, 90)
 
 
 def test_nothing_delivered_means_no_shares(make):
-    rows = shares.rows([make.state(tenants=[tenant("a", 0, 50, queued=3)])], {}.get)
+    rows = shares.Rows([make.state(tenants=[tenant("a", 0, 50, queued=3)])], {}.get)
     assert rows["a"].share.actual_percent is None
     assert rows["a"].usage.queued == 3
 
@@ -82,14 +82,14 @@ def test_tokens_are_given_a_minute_whatever_the_window(make):
         ),
         make.state(windowSeconds=60, tenants=[tenant("a", promptTokens=100, generatedTokens=20)]),
     ]
-    usage = shares.rows(states, {}.get)["a"].usage
+    usage = shares.Rows(states, {}.get)["a"].usage
     assert (usage.prompt_tokens_per_minute, usage.generated_tokens_per_minute) == (200, 40)
     assert (usage.tokens_per_minute, usage.cached_tokens_per_minute) == (240, 10)
 
 
 def test_refusals_are_added_up_by_reason_and_the_most_frequent_kept(make):
     many = {f"r{n:02}": n for n in range(1, 21)}
-    usage = shares.rows([make.state(tenants=[tenant("a", rejected=many)])] * 2, {}.get)["a"].usage
+    usage = shares.Rows([make.state(tenants=[tenant("a", rejected=many)])] * 2, {}.get)["a"].usage
     assert len(usage.rejected) == 16
     assert [(each.reason, each.per_minute) for each in usage.rejected][-1] == ("r20", 40)
     assert "r01" not in {each.reason for each in usage.rejected}
@@ -100,7 +100,7 @@ def test_latencies_are_merged_before_the_quantile_is_taken(make):
         make.state(tenants=[tenant("a", ttft=histogram(*[0.1] * 98))]),
         make.state(tenants=[tenant("a", ttft=histogram(2.0, 2.0), sloKept=9, sloTotal=10)]),
     ]
-    latency = shares.rows(states, {}.get)["a"].latency
+    latency = shares.Rows(states, {}.get)["a"].latency
     assert latency.ttft_p50_milliseconds == pytest.approx(100, rel=0.06)
     assert latency.ttft_p99_milliseconds == pytest.approx(2000, rel=0.06)
     assert latency.wait_p99_milliseconds is None
@@ -144,7 +144,7 @@ percents = st.lists(st.tuples(st.floats(0, 1e6), st.floats(0, 1e6)), min_size=1,
 @given(percents)
 def test_shares_of_everybody_add_up(make, services):
     tenants = [tenant(f"t{i}", service, service + more) for i, (service, more) in enumerate(services)]
-    rows = shares.rows([make.state(tenants=tenants)], {}.get)
+    rows = shares.Rows([make.state(tenants=tenants)], {}.get)
     actual = [row.share.actual_percent for row in rows.values()]
     if actual[0] is not None:
         assert abs(sum(actual) - 100) <= len(actual) / 2
