@@ -30,7 +30,17 @@ class EngineLoop:
         self.model = model
         self.stats = stats
         self._work = asyncio.Event()
+        self._going = asyncio.Event()
+        self._going.set()
         self._last_end = 0.0
+
+    def pause(self) -> None:
+        """Begin no step until `resume`; requests are taken and metrics told meanwhile."""
+        self._going.clear()
+
+    def resume(self) -> None:
+        """Go on; what the pause took is not caught up."""
+        self._going.set()
 
     def submit(self, answer: Answer) -> None:
         """Queue all sequences of an answer, or raise the busy error and queue none."""
@@ -54,6 +64,9 @@ class EngineLoop:
         """Step for ever."""
         free_at = time.monotonic()
         while True:
+            if not self._going.is_set():
+                await self._going.wait()
+                free_at = time.monotonic()
             earliest = time.monotonic() - CATCH_UP
             if free_at < earliest:
                 self.stats.late_seconds += earliest - free_at

@@ -2,9 +2,10 @@
 
 import asyncio
 import datetime as dt
+import json
+import math
 import os
 import signal
-import socket
 import ssl
 import sys
 from collections.abc import Callable, Mapping
@@ -23,20 +24,11 @@ from cryptography.x509.oid import NameOID
 from equipoise_api.certificates import CertificateRequest, CertificateResponse
 from equipoise_api.names import CERTIFICATES_PATH, CONFIG_PATH, STATE_PATH, operator_identity, pod_identity
 from equipoise_api.sidecar_config import ConfigPatch, ConfigPush, SidecarConfig
-from equipoise_api.sidecar_state import SidecarState
+from equipoise_api.sidecar_state import SidecarState, TenantState
+from equipoise_cluster import ports
 from equipoise_simulator.standin import StandIn
 
 INSTALL, POD_UID, TOKEN = "test-install", "11111111-2222-3333-4444-555555555555", "projected-token"
-
-
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    for each in sockets:
-        each.bind(("127.0.0.1", 0))
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
 
 
 class Authority:
@@ -114,9 +106,8 @@ class TestIssuer:
         self._runner = web.AppRunner(app)
         await self._runner.setup()
         context = self.authority.context(self._directory, operator_identity(INSTALL), server=True)
-        (port,) = free_ports(1)
-        await web.TCPSite(self._runner, "127.0.0.1", port, ssl_context=context).start()
-        self.url = f"https://localhost:{port}"
+        await web.TCPSite(self._runner, "127.0.0.1", 0, ssl_context=context).start()
+        self.url = f"https://localhost:{self._runner.addresses[0][1]}"
 
     async def stop(self) -> None:
         if self._runner is not None:
@@ -168,18 +159,18 @@ class Process:
             self.process.send_signal(signal.SIGKILL)
             await self.process.wait()
 
-    async def until(self, check: Callable[[], Any], seconds: float = 90) -> Any:
+    async def until(self, check: Callable[[], Any], seconds: float = 120) -> Any:
         """Wait until `check` returns something; what connection errors say is that it is not yet so."""
         deadline = asyncio.get_running_loop().time() + seconds
         while True:
             try:
-                if found := await check():
-                    return found
-            except (aiohttp.ClientError, OSError):
-                pass
+                if seen := await check():
+                    return seen
+            except (aiohttp.ClientError, OSError) as error:
+                seen = error
             assert self.process is not None
             if self.process.returncode is not None or asyncio.get_running_loop().time() > deadline:
-                raise AssertionError(f"not within {seconds} s:\n{self.log.read_text()}")
+                raise AssertionError(f"not within {seconds} s, last {seen!r}:\n{self.log.read_text()}")
             await asyncio.sleep(0.05)
 
     def admin_url(self, path: str) -> str:
@@ -194,6 +185,9 @@ class Process:
 
     async def ready(self) -> bool:
         return (await self.health("/readyz"))[0] == 200
+
+    async def draining(self) -> bool:
+        return (await self.health("/readyz"))[1] == "draining\n"
 
     async def admin(
         self, method: str, path: str, body: bytes | None = None, *, tls: ssl.SSLContext | None = None
@@ -217,6 +211,21 @@ class Process:
         status, document = await self.admin("GET", STATE_PATH)
         assert status == 200
         return SidecarState.strictly(document)
+
+    async def tenant(self, name: str) -> TenantState:
+        (found,) = [each for each in (await self.state()).tenants if each.id == name]
+        return found
+
+    async def written(self, name: str) -> TenantState:
+        """Wait until the disk has all that the tenant was served; return the tenant."""
+        tenant, file = await self.tenant(name), self.directory / "state" / "counters.json"
+
+        async def on_disk() -> bool:
+            held = json.loads(file.read_text())["state"]["scheduler"]["history"] if file.exists() else {}
+            return math.isclose(held.get(name, 0.0) * tenant.weight, tenant.service, rel_tol=1e-6)
+
+        await self.until(on_disk)
+        return tenant
 
     async def chat(
         self, tenant: str | None = None, *, max_tokens: int = 8, stream: bool = True
@@ -262,7 +271,7 @@ async def engine(tmp_path):
 @pytest.fixture
 async def sidecar(authority, issuer, engine, tmp_path):
     """A sidecar that runs, has its certificate, and no configuration."""
-    data, admin, health = free_ports(3)
+    data, admin, health = ports.choose(3)
     (tmp_path / "ca.pem").write_text(authority.pem)
     (tmp_path / "token").write_text(TOKEN + "\n")
     environment = {
@@ -273,7 +282,7 @@ async def sidecar(authority, issuer, engine, tmp_path):
         "EQUIPOISE_HEALTH_PORT": str(health),
         "EQUIPOISE_STATE_DIR": str(tmp_path / "state"),
         "EQUIPOISE_DRAINED_FILE": str(tmp_path / "drained"),
-        "EQUIPOISE_DRAIN_SECONDS": "10",
+        "EQUIPOISE_DRAIN_SECONDS": "120",
         "EQUIPOISE_ISSUER_URL": issuer.url,
         "EQUIPOISE_CA_FILE": str(tmp_path / "ca.pem"),
         "EQUIPOISE_TOKEN_FILE": str(tmp_path / "token"),

@@ -23,18 +23,22 @@ def make_config(algorithm, **settings) -> SidecarConfig:
     )
 
 
-async def test_all_that_waits_is_served_through_two_changes_and_the_shadow_tells_of_it(sidecar):
+async def test_all_that_waits_is_served_through_two_changes_and_the_shadow_tells_of_it(sidecar, engine):
     await sidecar.put(make_config("FCFS", shadow=[{"type": "VTC"}]), 1, 1)
+    await sidecar.until(sidecar.ready)
+    engine.loop.pause()
+
+    async def waiting(count):
+        return (await sidecar.state()).load.queued == count
+
     flood = [asyncio.create_task(sidecar.chat("red", max_tokens=40)) for _ in range(8)]
-
-    async def waiting():
-        return (await sidecar.state()).load.queued >= 4
-
-    await sidecar.until(waiting)
+    await sidecar.until(lambda: waiting(7))
     late = [asyncio.create_task(sidecar.chat("blue", max_tokens=40)) for _ in range(2)]
+    await sidecar.until(lambda: waiting(9))
     for sequence, algorithm in enumerate(("VTC", "Equipoise"), start=2):
         status, said = await sidecar.put(make_config(algorithm, shadow=[{"type": "FCFS"}]), 1, sequence)
         assert (status, said["applied"]) == (200, True)
+    engine.loop.resume()
     answers = await asyncio.gather(*flood, *late)
     assert [status for status, _, _ in answers] == [200] * 10
     assert {headers["x-equipoise-scheduler"] for _, headers, _ in answers} <= {"FCFS", "VTC", "Equipoise"}
@@ -56,12 +60,7 @@ async def test_counters_survive_a_kill_and_a_change_of_algorithm_at_once(sidecar
     await sidecar.put(make_config("Equipoise"), 1, 1)
     for _ in range(3):
         await sidecar.chat("red", max_tokens=40)
-    counters = sidecar.directory / "state" / "counters.json"
-
-    async def written():
-        return counters.exists() and '"team/red"' in counters.read_text()
-
-    await sidecar.until(written)
+    await sidecar.written("team/red")
     await sidecar.kill()
     (sidecar.directory / "state" / "config.json").unlink()
     await sidecar.start()
@@ -72,5 +71,4 @@ async def test_counters_survive_a_kill_and_a_change_of_algorithm_at_once(sidecar
     assert "not restored" not in log
     await sidecar.chat("red")
     if after == "VTC":
-        (red,) = [tenant for tenant in (await sidecar.state()).tenants if tenant.id == "team/red"]
-        assert red.counter > 3 * 2 * 40
+        assert (await sidecar.tenant("team/red")).counter > 3 * 2 * 40

@@ -9,9 +9,11 @@ import sys
 
 import aiohttp
 import pytest
+from cryptography import x509
 
 from equipoise_api.names import CONFIG_PATH, STATE_PATH, pod_identity
 from equipoise_api.sidecar_config import MAX_CONFIG_BYTES, ConfigPatch, SidecarConfig
+from equipoise_api.sidecar_state import SidecarState
 
 INSTALL, POD_UID = "test-install", "11111111-2222-3333-4444-555555555555"
 BLUE = {"id": "team/blue", "headerValues": ["blue"]}
@@ -54,7 +56,7 @@ class TestConfiguration:
         assert (state.policy.uid, state.pod_uid, state.ready) == ("policy-uid", POD_UID, True)
         assert state.engine.reachable
         assert state.engine.kv_tokens == 10_000
-        (blue,) = [tenant for tenant in state.tenants if tenant.id == "team/blue"]
+        blue = await sidecar.tenant("team/blue")
         assert blue.generated_tokens == 8
         assert blue.service == blue.prompt_tokens + 2 * 8
         assert (blue.wait.total, blue.ttft.total) == (1, 1)
@@ -180,34 +182,42 @@ class TestWhoMay:
         assert (await sidecar.health(STATE_PATH))[0] == 404
 
     async def test_the_sidecar_shows_the_certificate_of_its_pod(self, sidecar):
-        from cryptography import x509
-
-        tls = sidecar.authority.context(sidecar.directory, f"spiffe://{INSTALL}/operator")
-        _, writer = await asyncio.open_connection("127.0.0.1", sidecar.admin_port, ssl=tls)
-        certificate = x509.load_der_x509_certificate(
-            writer.get_extra_info("ssl_object").getpeercert(binary_form=True)
-        )
+        certificate = await shown(sidecar)
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
         assert names.get_values_for_type(x509.UniformResourceIdentifier) == [pod_identity(INSTALL, POD_UID)]
-        writer.close()
+
+
+async def shown(sidecar):
+    """Return the certificate of a new connection to the admin port."""
+    tls = sidecar.authority.context(sidecar.directory, f"spiffe://{INSTALL}/operator")
+    _, writer = await asyncio.open_connection("127.0.0.1", sidecar.admin_port, ssl=tls)
+    certificate = writer.get_extra_info("ssl_object").getpeercert(binary_form=True)
+    writer.close()
+    return x509.load_der_x509_certificate(certificate)
 
 
 class TestCertificates:
     async def test_a_certificate_is_renewed_while_connections_are_open(self, sidecar, issuer):
         await sidecar.kill()
-        issuer.lifetime = dt.timedelta(seconds=6)
+        issuer.lifetime = dt.timedelta(seconds=12)
         await sidecar.start()
-        await sidecar.until(sidecar.state)
-        before = issuer.issued
+        first = await sidecar.until(lambda: shown(sidecar))
         tls = sidecar.authority.context(sidecar.directory, f"spiffe://{INSTALL}/operator")
-        async with aiohttp.ClientSession() as session:
-            async with session.get(sidecar.admin_url(STATE_PATH), ssl=tls) as response:
-                assert response.status == 200
-            await asyncio.sleep(9)
-            async with session.get(sidecar.admin_url(STATE_PATH), ssl=tls) as response:
-                assert response.status == 200
-        assert issuer.issued > before
-        assert (await sidecar.state()).pod_uid == POD_UID
+        connector, trace, connections = aiohttp.TCPConnector(keepalive_timeout=600), aiohttp.TraceConfig(), []
+
+        async def connected(*seen):
+            connections.append(seen)
+
+        async def renewed():
+            return (await shown(sidecar)).serial_number != first.serial_number
+
+        trace.on_connection_create_end.append(connected)
+        async with aiohttp.ClientSession(connector=connector, trace_configs=[trace]) as session:
+            for until in (sidecar.state, renewed):
+                await sidecar.until(until)
+                async with session.get(sidecar.admin_url(STATE_PATH), ssl=tls) as response:
+                    assert SidecarState.strictly(await response.json()).pod_uid == POD_UID
+        assert len(connections) == 1, "the second answer came over the connection of before"
 
     async def test_an_authority_that_is_replaced_is_no_longer_believed(self, sidecar, issuer, tmp_path):
         old = issuer.authority
@@ -246,13 +256,7 @@ class TestRestart:
         await sidecar.put(config, 4, 2)
         for _ in range(3):
             await sidecar.chat("red", max_tokens=40)
-        counters = sidecar.directory / "state" / "counters.json"
-        (red,) = [t for t in (await sidecar.state()).tenants if t.id == "team/red"]
-
-        async def written():
-            return counters.exists() and "team/red" in counters.read_text()
-
-        await sidecar.until(written)
+        red = await sidecar.written("team/red")
         incarnation = (await sidecar.state()).incarnation
         await sidecar.kill()
         await sidecar.start()
@@ -261,8 +265,7 @@ class TestRestart:
         state = await sidecar.until(sidecar.state)
         assert (state.revision, state.epoch, state.sequence) == (config.revision, 4, 2)
         assert state.incarnation != incarnation
-        (again,) = [t for t in state.tenants if t.id == "team/red"]
-        assert again.counter > red.counter
+        assert (await sidecar.tenant("team/red")).counter > red.counter
 
     async def test_what_is_on_disk_is_for_the_sidecar_alone(self, sidecar):
         await sidecar.put(make_config(engineApiKey="engine-secret"), 1, 1)
@@ -283,40 +286,42 @@ class TestRestart:
         assert (await sidecar.put(make_config(), 1, 1))[0] == 200
 
 
-async def running_stream(sidecar, *, max_tokens):
-    """Begin an answer, and return once it runs in the engine."""
-    stream = asyncio.create_task(sidecar.chat("blue", max_tokens=max_tokens))
+async def running_stream(sidecar, engine):
+    """Begin an answer, and return in its middle: the engine is paused."""
+    await sidecar.until(sidecar.ready)
+    before = engine.stats.generation_tokens
+    stream = asyncio.create_task(sidecar.chat("blue", max_tokens=400))
 
-    async def running():
+    async def begun():
+        return engine.stats.generation_tokens > before
+
+    async def runs():
         return (await sidecar.state()).load.running == 1
 
-    await sidecar.until(running)
+    await sidecar.until(begun)
+    engine.loop.pause()
+    await sidecar.until(runs)
     return stream
 
 
 class TestDrain:
-    async def test_sigterm_lets_a_stream_end_and_refuses_new_work(self, sidecar):
+    async def test_sigterm_lets_a_stream_end_and_refuses_new_work(self, sidecar, engine):
         await sidecar.put(make_config(), 1, 1)
-        await sidecar.until(sidecar.ready)
-        stream = await running_stream(sidecar, max_tokens=1000)
+        stream = await running_stream(sidecar, engine)
         sidecar.process.send_signal(signal.SIGTERM)
-
-        async def not_ready():
-            return (await sidecar.health("/readyz"))[1] == "draining\n"
-
-        await sidecar.until(not_ready)
+        await sidecar.until(sidecar.draining)
         status, headers, _ = await sidecar.chat("red")
         assert (status, headers["x-equipoise-reason"], headers["retry-after"]) == (503, "draining", "1")
         assert (await sidecar.health("/healthz"))[0] == 200
+        engine.loop.resume()
         status, _, text = await stream
         assert status == 200
         assert text.endswith("data: [DONE]\n\n")
         assert await asyncio.wait_for(sidecar.process.wait(), 60) == 0
 
-    async def test_the_drain_command_waits_for_the_last_request_and_leaves_the_file(self, sidecar):
+    async def test_the_drain_command_waits_for_the_last_request_and_leaves_the_file(self, sidecar, engine):
         await sidecar.put(make_config(), 1, 1)
-        await sidecar.until(sidecar.ready)
-        stream = await running_stream(sidecar, max_tokens=600)
+        stream = await running_stream(sidecar, engine)
         drained = sidecar.directory / "drained"
         command = await asyncio.create_subprocess_exec(
             sys.executable,
@@ -325,24 +330,27 @@ class TestDrain:
             env=sidecar.environment,
             stdout=asyncio.subprocess.PIPE,
         )
+        await sidecar.until(sidecar.draining)
         await asyncio.sleep(0.5)
-        if not stream.done():
-            assert not drained.exists()
+        assert command.returncode is None
+        assert not drained.exists()
+        engine.loop.resume()
         said, _ = await asyncio.wait_for(command.communicate(), 60)
-        assert stream.done() or (await stream)[0] == 200
+        assert (await stream)[0] == 200
         assert (command.returncode, said) == (0, b"drained\n")
         assert drained.exists()
         assert (await sidecar.health("/readyz"))[0] == 503
         assert sidecar.process.returncode is None
 
-    async def test_a_drain_that_runs_out_of_time_says_what_is_left_and_sigterm_adds_no_more(self, sidecar):
+    async def test_a_drain_that_runs_out_of_time_says_what_is_left_and_sigterm_adds_no_more(
+        self, sidecar, engine
+    ):
         await sidecar.kill()
         sidecar.environment["EQUIPOISE_DRAIN_SECONDS"] = "1"
         await sidecar.start()
         await sidecar.until(sidecar.state)
         await sidecar.put(make_config(), 1, 1)
-        await sidecar.until(sidecar.ready)
-        stream = await running_stream(sidecar, max_tokens=3000)
+        stream = await running_stream(sidecar, engine)
         reader, writer = await asyncio.open_unix_connection(sidecar.directory / "state" / "control.sock")
         writer.write(b"drain\n")
         assert await asyncio.wait_for(reader.readline(), 60) == b"timeout: 1 requests left\n"
@@ -352,13 +360,12 @@ class TestDrain:
         with pytest.raises(aiohttp.ClientError):
             await stream
 
-    async def test_a_second_signal_cuts_off_what_is_left_and_ends_in_order(self, sidecar):
+    async def test_a_second_signal_cuts_off_what_is_left_and_ends_in_order(self, sidecar, engine):
         await sidecar.put(make_config(), 1, 1)
-        await sidecar.until(sidecar.ready)
-        stream = await running_stream(sidecar, max_tokens=3000)
-        for _ in range(2):
-            sidecar.process.send_signal(signal.SIGTERM)
-            await asyncio.sleep(0.5)
+        stream = await running_stream(sidecar, engine)
+        sidecar.process.send_signal(signal.SIGTERM)
+        await sidecar.until(sidecar.draining)
+        sidecar.process.send_signal(signal.SIGTERM)
         assert await asyncio.wait_for(sidecar.process.wait(), 60) == 0
         assert "what is left is cut off" in sidecar.log.read_text()
         with pytest.raises(aiohttp.ClientError):
