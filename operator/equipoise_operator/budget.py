@@ -1,4 +1,4 @@
-"""A token bucket: at most so many a second, with a burst after quiet."""
+"""Token buckets: at most so many a second, with a burst after quiet; one for all, or one for each key."""
 
 from __future__ import annotations
 
@@ -32,3 +32,29 @@ class Budget:
         while seconds:
             await asyncio.sleep(seconds)
             seconds = self.take()
+
+
+class Budgets:
+    """A bucket for each key. One that is full again is forgotten: it is as a new one."""
+
+    def __init__(self, rate: float, burst: float, clock: Callable[[], float]) -> None:
+        self._rate, self._burst = rate, burst
+        self._clock = clock
+        self._held: dict[str, tuple[Budget, float]] = {}
+        """With the time of the last use, the one that was longest unused first."""
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    def take(self, key: str) -> float:
+        """Take one of the key's tokens and return 0, or return the seconds until there is one. O(1) amortised."""
+        now = self._clock()
+        while self._held:
+            oldest, (_, used) = next(iter(self._held.items()))
+            if now - used < self._burst / self._rate:
+                break
+            del self._held[oldest]
+        held = self._held.pop(key, None)
+        budget = held[0] if held is not None else Budget(self._rate, self._burst, self._clock)
+        self._held[key] = budget, now
+        return budget.take()

@@ -70,7 +70,7 @@ class Metrics:
         )
         self.certificates = Counter(
             f"{PREFIX}_certificate_requests",
-            "Requests for certificates by HTTP status.",
+            "Requests for certificates by HTTP status; 429 is an address that asks too often, 503 no authority, no review in time.",
             ["status"],
             registry=self.registry,
         )

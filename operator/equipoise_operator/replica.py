@@ -95,6 +95,7 @@ class Replica:
             install=settings.install,
             namespaces=settings.watch_namespaces,
             authority=lambda: self._authority.authority,
+            clock=clock,
         )
         client = SidecarClient(
             require=self._leader.require,

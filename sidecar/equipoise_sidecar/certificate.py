@@ -29,6 +29,8 @@ from equipoise_api.names import CERTIFICATES_PATH
 RENEW_AFTER_SHARE = 2 / 3
 _FIRST_RETRY_SECONDS = 1.0
 _LONGEST_RETRY_SECONDS = 10.0
+_LONGEST_TOLD_SECONDS = 60.0
+"""The longest `Retry-After` that is waited for."""
 _LOOK_SECONDS = 5.0
 _LEAST_USE_SECONDS = 1.0
 """Between certificates, however short they live or wrong the clocks are."""
@@ -38,7 +40,11 @@ log = structlog.get_logger(__name__)
 
 
 class IssuerError(Exception):
-    """The issuer gave no usable certificate: what it said, and what to look at."""
+    """The issuer gave no usable certificate: what it said, what to look at, and in how many seconds to come again if it said so."""
+
+    def __init__(self, message: str, *, again: float = 0.0) -> None:
+        super().__init__(message)
+        self.again = again
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +113,9 @@ class Issuer:
                 body = await response.read()
                 if response.status not in {200, 201}:
                     said = body[:300].decode(errors="replace")
-                    raise IssuerError(f"{self._url} answered {response.status}: {said}")
+                    told = response.headers.get("Retry-After", "")
+                    again = float(told) if told.isdecimal() else 0.0
+                    raise IssuerError(f"{self._url} answered {response.status}: {said}", again=again)
                 return CertificateResponse.model_validate_json(body)
         except (aiohttp.ClientError, TimeoutError) as error:
             raise IssuerError(f"{self._url}: {error!r}") from error
@@ -163,7 +171,7 @@ class CertificateKeeper:
         """Tries since the start that gave no certificate."""
 
     async def run(self) -> None:
-        """Get a certificate and renew it, until cancelled. Failures are logged and tried again, at most ten seconds apart."""
+        """Get a certificate and renew it, until cancelled. Failures are logged and tried again, ten seconds apart at most, or as told."""
         retry = _FIRST_RETRY_SECONDS
         while True:
             authority = self._authority()
@@ -172,8 +180,11 @@ class CertificateKeeper:
                 self._use(issued)
             except (IssuerError, ssl.SSLError, ValueError) as error:
                 self.failures += 1
-                log.warning("no certificate", error=str(error), retry_seconds=round(retry, 1))
-                await asyncio.sleep(retry * self._jitter.uniform(0.8, 1.2))
+                told = min(error.again, _LONGEST_TOLD_SECONDS) if isinstance(error, IssuerError) else 0.0
+                # Not all at once those who were told the same, and none too early.
+                pause = max(retry * self._jitter.uniform(0.8, 1.2), told * self._jitter.uniform(1.0, 1.5))
+                log.warning("no certificate", error=str(error), retry_seconds=round(pause, 1))
+                await asyncio.sleep(pause)
                 retry = min(2 * retry, _LONGEST_RETRY_SECONDS)
                 continue
             self.current = issued

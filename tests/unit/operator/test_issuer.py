@@ -1,18 +1,25 @@
 """The certificate endpoint, over HTTP, with an API server that reviews tokens as it is told."""
 
-from datetime import UTC, datetime
+import asyncio
+import math
+import random
+from datetime import UTC, datetime, timedelta
 
 import loopback
 import pytest
-from aiohttp import ClientSession
+import structlog
+from aiohttp import ClientSession, TCPConnector
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from equipoise_api.names import CERTIFICATES_PATH, TOKEN_AUDIENCE
+from equipoise_operator import issuer as issuer_module
+from equipoise_operator.budget import Budgets
 from equipoise_operator.issuer import Issuer
 from equipoise_operator.kube import ApiUnreachableError
 from equipoise_operator.pki import Authority, new_authority
+from equipoise_sidecar.certificate import CertificateKeeper, Issued, IssuerError
 
 KEY = ec.generate_private_key(ec.SECP256R1())
 GOOD = {
@@ -33,9 +40,13 @@ class Reviewer:
         self.status = GOOD
         self.asked = []
         self.error = None
+        self.open = asyncio.Event()
+        self.open.set()
+        self.now = 1000.0
 
     async def create(self, where, body, *, deadline):
         self.asked.append(body["spec"])
+        await self.open.wait()
         if self.error:
             raise self.error
         return {"status": self.status}
@@ -45,7 +56,13 @@ class Reviewer:
 async def served():
     reviewer = Reviewer()
     authority = Authority(new_authority("equipoise", datetime.now(UTC)))
-    issuer = Issuer(reviewer, install="equipoise", namespaces=(), authority=lambda: issuer.current)
+    issuer = Issuer(
+        reviewer,
+        install="equipoise",
+        namespaces=(),
+        authority=lambda: issuer.current,
+        clock=lambda: reviewer.now,
+    )
     issuer.current = authority
     issuer.counted = []
     issuer.on_answer = issuer.counted.append
@@ -59,13 +76,18 @@ def request():
     return {"csr": made.public_bytes(serialization.Encoding.PEM).decode()}
 
 
-async def ask(issuer, *, body=None, token="t", header=None):
+async def asked(issuer, *, body=None, token="t", header=None, address="127.0.0.1"):
     headers = {} if header == "" else {"Authorization": header or f"Bearer {token}"}
     async with (
-        ClientSession() as session,
+        ClientSession(connector=TCPConnector(local_addr=(address, 0))) as session,
         session.post(issuer.url, json=request() if body is None else body, headers=headers) as response,
     ):
-        return response.status, await response.json()
+        return response.status, await response.json(), response.headers
+
+
+async def ask(issuer, **more):
+    status, answer, _ = await asked(issuer, **more)
+    return status, answer
 
 
 async def test_a_pods_token_gets_a_certificate_for_that_pod(served):
@@ -148,6 +170,109 @@ async def test_without_an_authority_or_an_api_server_it_is_worth_another_try(ser
     assert (await ask(issuer))[0] == 503
     issuer.current = None
     assert (await ask(issuer))[0] == 503
+
+
+async def test_an_address_that_shows_junk_all_the_time_costs_the_api_server_little(served):
+    issuer, reviewer = served
+    reviewer.status = {"authenticated": False}
+    for _ in range(100):
+        status, _, headers = await asked(issuer, token="junk")
+        reviewer.now += 0.01
+    assert status == 429
+    assert headers["Retry-After"] == "1"
+    most = issuer_module.ADDRESS_BURST + issuer_module.ADDRESS_RATE * 1.0
+    assert most - 1 <= len(reviewer.asked) <= most
+    assert issuer.counted.count(429) == 100 - len(reviewer.asked)
+
+
+async def test_beyond_the_limit_nothing_of_a_request_is_looked_at(served):
+    issuer, _ = served
+    for _ in range(20):
+        assert (await ask(issuer, body={"csr": "nonsense"}))[0] == 400
+    assert (await ask(issuer, body={"csr": "nonsense"}))[0] == 429
+
+
+async def test_another_address_is_served_meanwhile(served):
+    issuer, _ = served
+    for _ in range(30):
+        await ask(issuer)
+    assert (await ask(issuer))[0] == 429
+    assert (await ask(issuer, address="127.0.0.2"))[0] == 200
+
+
+async def test_who_comes_again_when_told_comes_through(served):
+    issuer, reviewer = served
+    for _ in range(30):
+        await ask(issuer)
+    status, _, headers = await asked(issuer)
+    assert status == 429
+    reviewer.now += int(headers["Retry-After"])
+    assert (await ask(issuer))[0] == 200
+
+
+async def test_few_tokens_are_under_review_at_a_time_and_who_waits_too_long_is_told(served, monkeypatch):
+    monkeypatch.setattr(issuer_module, "LONGEST_WAIT", 0.05)
+    issuer, reviewer = served
+    reviewer.open.clear()
+    slow = [asyncio.create_task(ask(issuer, address=f"127.0.1.{n}")) for n in range(1, 20)]
+    done, waiting = await asyncio.wait(slow, timeout=5, return_when=asyncio.FIRST_COMPLETED)
+    while len(done) < 11:
+        more, waiting = await asyncio.wait(waiting, timeout=5, return_when=asyncio.FIRST_COMPLETED)
+        done |= more
+    assert {task.result()[0] for task in done} == {503}
+    assert len(reviewer.asked) == issuer_module.REVIEWS == len(waiting)
+    assert (await asked(issuer))[2]["Retry-After"] == "2"
+    reviewer.open.set()
+    assert [(await task)[0] for task in waiting] == [200] * 8
+    assert (await ask(issuer))[0] == 200, "every turn was given back"
+
+
+async def test_a_review_that_fails_gives_its_turn_back(served):
+    issuer, reviewer = served
+    reviewer.error = ApiUnreachableError("down")
+    for n in range(1, 20):
+        status, _, headers = await asked(issuer, address=f"127.0.1.{n}")
+        assert (status, headers["Retry-After"]) == (503, "2")
+    reviewer.error = None
+    assert (await ask(issuer))[0] == 200
+
+
+async def test_refusals_fill_no_log(served):
+    issuer, reviewer = served
+    reviewer.status = {"authenticated": False}
+    with structlog.testing.capture_logs() as lines:
+        for n in range(60):
+            await ask(issuer, address=f"127.0.1.{1 + n % 6}")
+    assert len(lines) == issuer_module.LINES_BURST
+    assert lines[0]["address"] == "127.0.1.1"
+
+
+@pytest.mark.looptime
+async def test_a_hundred_sidecars_behind_one_address_have_their_certificates_within_a_minute(tmp_path):
+    """Both ends as they are: the operator's limit, and the sidecar's way of asking."""
+    (tmp_path / "ca.pem").write_text("authority")
+    loop = asyncio.get_running_loop()
+    limit = Budgets(issuer_module.ADDRESS_RATE, issuer_module.ADDRESS_BURST, loop.time)
+    issued_at = []
+
+    class Endpoint:
+        ca_file = tmp_path / "ca.pem"
+
+        async def issue(self):
+            wait = limit.take("10.0.0.1")
+            if wait:
+                raise IssuerError("429", again=math.ceil(wait))
+            issued_at.append(loop.time())
+            now = datetime.now(UTC)
+            return Issued("chain", b"key", "ca", now, now + timedelta(days=1))
+
+    keepers = [CertificateKeeper(Endpoint(), lambda _: None, random.Random(n)) for n in range(100)]
+    tasks = [asyncio.create_task(keeper.run()) for keeper in keepers]
+    await asyncio.sleep(60)
+    for task in tasks:
+        task.cancel()
+    assert all(keeper.current is not None for keeper in keepers)
+    assert len(issued_at) == 100
 
 
 async def test_a_body_that_is_too_large_is_not_read(served):

@@ -83,6 +83,23 @@ async def test_a_failing_issuer_is_asked_again_at_most_every_ten_seconds_or_so(t
 
 
 @pytest.mark.looptime
+async def test_an_issuer_that_says_when_to_come_again_is_not_asked_earlier(tmp_path):
+    issuer = FakeIssuer(tmp_path, IssuerError("busy", again=30.0))
+    await kept(issuer, 29)
+    assert issuer.asked == 1
+    issuer = FakeIssuer(tmp_path, IssuerError("busy", again=30.0))
+    await kept(issuer, 46)
+    assert issuer.asked == 2
+
+
+@pytest.mark.looptime
+async def test_however_long_it_says_it_is_asked_again_after_a_minute_and_a_half(tmp_path):
+    issuer = FakeIssuer(tmp_path, IssuerError("busy", again=float("inf")))
+    await kept(issuer, 91)
+    assert issuer.asked == 2
+
+
+@pytest.mark.looptime
 async def test_a_certificate_that_has_ended_already_is_not_asked_for_in_a_loop(tmp_path):
     issuer = FakeIssuer(tmp_path, issued(60, age=3600))
     await kept(issuer, 10)
@@ -165,6 +182,19 @@ class TestIssuer:
         issuer = await endpoint(reply)
         with pytest.raises(IssuerError, match=said):
             await issuer.issue()
+
+    @pytest.mark.parametrize(
+        ("status", "told", "again"),
+        [(429, "7", 7.0), (503, "0", 0.0), (503, None, 0.0), (429, "Fri, 31 Dec 1999 23:59:59 GMT", 0.0)],
+    )
+    async def test_when_to_come_again_is_heard(self, endpoint, status, told, again):
+        async def reply(_request):
+            return web.Response(status=status, headers={} if told is None else {"Retry-After": told})
+
+        issuer = await endpoint(reply)
+        with pytest.raises(IssuerError) as error:
+            await issuer.issue()
+        assert error.value.again == again
 
     async def test_a_certificate_for_another_key_is_refused(self, endpoint):
         other = ec.generate_private_key(ec.SECP256R1())
