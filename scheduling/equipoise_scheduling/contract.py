@@ -187,7 +187,9 @@ class Scheduler(ABC):
         """Undo the dispatch of a request that the engine would not take, before any progress.
 
         The charge is undone exactly; the request stands where it stood, with its deadline and arrival number,
-        and its tenant is not lifted.
+        and its tenant is not lifted. A lift in between stays: a tenant that this dispatch left with nothing queued, and
+        that came back with another request, stands as if both had come together then. So it is no further behind than
+        the least of the backlogged were, and what others were served meanwhile is not owed to it.
         """
 
     @abstractmethod
