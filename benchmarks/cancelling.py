@@ -78,13 +78,21 @@ class Outcome:
 
 def engine_work(vllm: Vllm) -> int:
     """Return all that the engine computed so far, in weighted tokens, aborted requests included."""
-    connection = vllm.connection()
+    connection = vllm.connection(timeout=60)
     connection.request("GET", "/metrics")
     text = connection.getresponse().read().decode()
     connection.close()
     totals = {s.name: s.value for f in text_string_to_metric_families(text) for s in f.samples}
     prompt, generated = totals["vllm:prompt_tokens_total"], totals["vllm:generation_tokens_total"]
     return int(INPUT_PRICE * prompt + OUTPUT_PRICE * generated)
+
+
+def work_at_rest(vllm: Vllm) -> int:
+    """Return the same once it grows no more: an abort reaches the engine within 150 ms, on a busy machine later."""
+    work = -1
+    while work != (work := engine_work(vllm)):
+        time.sleep(1.0)
+    return work
 
 
 async def finish_all(
@@ -183,13 +191,12 @@ async def run(
                         f"{seconds:.0f} s: finisher {finisher.service}, canceller {other}, U {outstanding:.0f}"
                     )
         watching.cancel()
-    # an abort reaches the engine within 150 ms
-    await asyncio.sleep(1.0)
+    work = await asyncio.to_thread(work_at_rest, vllm)
     metrics = sidecar.metrics()
     return Outcome(
         seconds=time.monotonic() - began,
         finisher=finisher.service,
-        canceller=engine_work(vllm) - before - finisher.service,
+        canceller=work - before - finisher.service,
         believed=metrics["equipoise_service_total", canceller.account.id],
         cancelled=int(canceller.cancelled),
         finished=canceller.finished,

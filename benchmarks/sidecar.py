@@ -21,7 +21,8 @@ from equipoise_api.sidecar_config import HmacKey, SidecarConfig, TenantConfig
 from equipoise_cluster.ports import choose
 from equipoise_cluster.processes import Process
 
-START_SECONDS = 60.0
+START_SECONDS = 120.0
+ANSWER_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,9 @@ class Sidecar:
 
     def metrics(self) -> dict[tuple[str, str], float]:
         """Return the present metrics by sample name and tenant ("" where there is none)."""
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.health}/metrics", timeout=5) as answer:
+        with urllib.request.urlopen(
+            f"http://127.0.0.1:{self.health}/metrics", timeout=ANSWER_SECONDS
+        ) as answer:
             text = answer.read().decode()
         return {
             (sample.name, sample.labels.get("tenant", "")): sample.value
@@ -90,7 +93,7 @@ class Sidecar:
     def table(self, name: str) -> list[dict[str, str]]:
         """Return one of the debug tables: tenants, queues, requests."""
         url = f"http://127.0.0.1:{self.health}/debug/fairness/{name}"
-        with urllib.request.urlopen(url, timeout=5) as answer:
+        with urllib.request.urlopen(url, timeout=ANSWER_SECONDS) as answer:
             head, *rows = [
                 [cell.strip() for cell in line.split(",")] for line in answer.read().decode().splitlines()
             ]

@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 COMMAND = Path(sys.executable).with_name("equipoise")
 SLICE = "10"
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(2400)]
 
 
 def started(tmp_path, *options, **environment):
@@ -38,7 +38,7 @@ def output_of(tmp_path):
     return (tmp_path / "output.txt").read_text()
 
 
-def until(tmp_path, pattern, process, seconds=240):
+def until(tmp_path, pattern, process, seconds=480):
     """Wait for a line of the output; return the match."""
     deadline = time.monotonic() + seconds
     while not (found := re.search(pattern, output_of(tmp_path))):
@@ -85,7 +85,7 @@ def alive(pids):
     return running
 
 
-def gone(pids, seconds=30):
+def gone(pids, seconds=90):
     """Wait until none of the processes runs; return those that do."""
     deadline = time.monotonic() + seconds
     while (left := alive(pids)) and time.monotonic() < deadline:
@@ -109,13 +109,27 @@ def process(tmp_path):
             each.wait()
 
 
+def played(process, tmp_path, *options, **environment):
+    """Run the demo to its end; return its exit code. Again at half the pace where it says that its figures are in doubt.
+
+    That is so on a machine that is too slow or too busy to play the traffic in its own time; a demo that fails without
+    such a note fails.
+    """
+    for pace in (1, 0.5, 0.25):
+        demo = process(f"--pace={pace}", *options, **environment)
+        until(tmp_path, r"Ready: 3 sidecars", demo)
+        children = relatives(demo.pid)
+        code = demo.wait(900)
+        assert gone(children) == set()
+        written = tmp_path / "report" / "result.json"
+        if not written.exists() or json.loads(written.read_text())["facts"]["notes"] == "none":
+            break
+    return code
+
+
 @pytest.mark.usefixtures("binaries")
 def test_the_demo_shows_what_fairness_buys_and_what_equipoise_adds_and_leaves_a_report(process, tmp_path):
-    demo = process()
-    until(tmp_path, r"Ready: 3 sidecars", demo)
-    children = relatives(demo.pid)
-    assert demo.wait(400) == 0, output_of(tmp_path)
-    assert gone(children) == set()
+    assert played(process, tmp_path) == 0, output_of(tmp_path)
     text = output_of(tmp_path)
     ratio = float(re.search(r"Demand is (\d\.\d\d) times", text)[1])
     assert 1.2 <= ratio <= 1.5
@@ -173,7 +187,7 @@ def test_a_demo_that_is_kept_answers_until_it_is_stopped_and_then_leaves_nothing
             cwd=ROOT,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=120,
             check=True,
         ).stdout
         for environment, what, command in to_try(output_of(tmp_path))
@@ -188,7 +202,7 @@ def test_a_demo_that_is_kept_answers_until_it_is_stopped_and_then_leaves_nothing
     assert "x-equipoise-tenant: demo/analytics" in answer.lower()
     assert answers == {}
     os.kill(demo.pid, number)
-    assert demo.wait(60) != 0
+    assert demo.wait(120) != 0
     assert gone(children) == set()
     assert not kubeconfig.parent.exists()
     assert "everything that the demo started is gone" in output_of(tmp_path)
@@ -201,7 +215,7 @@ def test_ctrl_c_in_the_middle_of_a_replay_leaves_nothing(process, tmp_path):
     time.sleep(2)
     children = relatives(demo.pid)
     os.kill(demo.pid, signal.SIGINT)
-    assert demo.wait(60) != 0
+    assert demo.wait(120) != 0
     assert gone(children) == set()
 
 
@@ -218,7 +232,7 @@ def test_a_demo_that_is_killed_takes_its_processes_along(process, tmp_path):
 @pytest.mark.usefixtures("binaries")
 def test_engines_so_fast_that_nothing_queues_are_refused(process, tmp_path):
     demo = process("--seconds", SLICE, "--speed", "1e9")
-    assert demo.wait(60) == 1
+    assert demo.wait(120) == 1
     assert "nothing queues, and there is nothing to show" in output_of(tmp_path)
 
 
@@ -234,16 +248,17 @@ def test_engines_so_fast_that_nothing_queues_are_refused(process, tmp_path):
 )
 def test_bad_options_are_refused_before_anything_starts(process, tmp_path, options, complaint):
     demo = process(*options, KUBECONFIG="")
-    assert demo.wait(60) == 1
+    assert demo.wait(120) == 1
     assert complaint in output_of(tmp_path)
 
 
 def test_an_existing_cluster_is_used_and_left_as_it_was(process, tmp_path, binaries):
     with ControlPlane.start(binaries, state_dir=tmp_path / "cluster") as cluster:
         before = cluster.kubectl("get", "namespaces,nodes,clusterroles", "--output=name")
-        demo = process("--use-existing", "--seconds", SLICE, KUBECONFIG=str(cluster.kubeconfig))
-        assert demo.wait(300) == 0, output_of(tmp_path)
-        deadline = time.monotonic() + 60  # a namespace takes its time to go
+        options = ("--use-existing", "--seconds", SLICE)
+        code = played(process, tmp_path, *options, KUBECONFIG=str(cluster.kubeconfig))
+        assert code == 0, output_of(tmp_path)
+        deadline = time.monotonic() + 120  # a namespace takes its time to go
         while (left := cluster.kubectl("get", "namespaces,nodes,clusterroles", "--output=name")) != before:
             assert time.monotonic() < deadline, set(left.split()) ^ set(before.split())
             time.sleep(0.5)

@@ -83,7 +83,7 @@ def test_it_holds_this_tree_and_its_parts_requirements_and_no_installer(images, 
 
 def answer(url: str) -> tuple[int, str]:
     try:
-        with urllib.request.urlopen(url, timeout=2) as response:
+        with urllib.request.urlopen(url, timeout=10) as response:
             return response.status, response.read().decode()
     except urllib.error.HTTPError as error:
         return error.code, error.read().decode()
@@ -105,7 +105,7 @@ def test_the_sidecar_starts_in_its_image_and_answers_its_probes(images, containe
         volumes={tmp_path: "/etc/given"},
     )
     try:
-        until = time.monotonic() + 60
+        until = time.monotonic() + 120
         while (found := answer(f"http://127.0.0.1:{health}/healthz"))[0] != 200:
             process.check()
             assert time.monotonic() < until, process.tail()
@@ -124,7 +124,7 @@ def test_the_sidecar_starts_in_its_image_and_answers_its_probes(images, containe
 def test_the_operator_starts_in_its_image_and_says_what_it_lacks(images, container, program, tmp_path):
     process = images.start(container, program, "operator", "run", log=tmp_path / "log", volumes={})
     try:
-        assert process.wait(60) not in {None, 0}
+        assert process.wait(120) not in {None, 0}
     finally:
         process.stop()
     said = (tmp_path / "log").read_text()

@@ -9,7 +9,7 @@ from benchmarks import cancelling, fairness_vllm
 from benchmarks.fairness_vllm import SETTLED_SHARE, Scenario
 
 # 20 to 90 s each on two idle cores; the limit is for busy ones.
-pytestmark = [pytest.mark.vllm, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.vllm, pytest.mark.timeout(1800)]
 
 IN_FLIGHT = 4
 """Half of what the engine can take: U is half as large, and the runs half as long."""

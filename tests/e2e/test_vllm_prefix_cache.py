@@ -12,7 +12,7 @@ from benchmarks.sidecar import Account, configuration, start
 from equipoise_api.policy import Capacity
 from equipoise_cluster.vllm import Vllm
 
-pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.vllm, pytest.mark.timeout(1200)]
 
 BLUE, RED = Account("team/blue"), Account("team/red")
 WORDS = [
@@ -57,7 +57,7 @@ def sidecar(tmp_path_factory):
         Vllm.start(log=folder / "vllm.log", uds=socket, max_model_len=2048, kv_tokens=16_384, extra=extra),
         start(f"unix:{socket}", config, folder) as running,
     ):
-        until = time.monotonic() + 30
+        until = time.monotonic() + 120
         while not shown(running, "active"):
             assert time.monotonic() < until, "the sidecar does not see that vLLM caches prefixes"
             time.sleep(0.1)
@@ -73,7 +73,7 @@ def ask(sidecar, account: Account, messages) -> int:
     body = json.dumps({"model": "m", "messages": messages, "max_tokens": 4, "temperature": 0}).encode()
     headers = {"Content-Type": "application/json", **account.headers}
     request = urllib.request.Request(f"{sidecar.url}/v1/chat/completions", body, headers)
-    with urllib.request.urlopen(request, timeout=60) as answer:
+    with urllib.request.urlopen(request, timeout=300) as answer:
         return json.load(answer)["usage"]["prompt_tokens_details"]["cached_tokens"]
 
 

@@ -22,7 +22,7 @@ from equipoise_cluster.processes import Process
 from equipoise_cluster.progress import ConsoleProgress, Progress
 from equipoise_cluster.vllm.environment import prepare
 
-START_SECONDS = 300.0
+START_SECONDS = 600.0
 """A start takes 25 to 60 s on two idle cores, several times that when they are busy."""
 
 STOP_SECONDS = 20.0
