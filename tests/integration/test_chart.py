@@ -195,15 +195,14 @@ def test_the_pods_are_admitted_as_restricted_and_become_ready(equipoise):
 @pytest.mark.parametrize(
     ("verbs", "resource"),
     [
-        ("get list watch", "tenants.equipoise.dev"),
-        ("get list watch", "fairnesspolicies.equipoise.dev"),
-        ("get patch", "tenants.equipoise.dev --subresource=status"),
-        ("get patch", "fairnesspolicies.equipoise.dev --subresource=status"),
-        ("get list watch", "pods"),
+        ("list watch", "tenants.equipoise.dev"),
+        ("list watch", "fairnesspolicies.equipoise.dev"),
+        ("patch", "tenants.equipoise.dev --subresource=status"),
+        ("patch", "fairnesspolicies.equipoise.dev --subresource=status"),
+        ("list watch", "pods"),
         ("get list watch create patch", "secrets"),
         ("create patch", "configmaps/equipoise-ca"),
-        ("create patch", "events"),
-        ("create patch", "events.events.k8s.io"),
+        ("create", "events"),
     ],
 )
 def test_the_operator_may_do_its_work_where_it_watches(equipoise, namespace, verbs, resource):
@@ -248,6 +247,12 @@ def test_the_operator_publishes_its_certificates_by_server_side_apply(equipoise)
 @pytest.mark.parametrize(
     ("verbs", "resource", "namespace"),
     [
+        # What it never calls.
+        ("get", "tenants.equipoise.dev", "models"),
+        ("get update", "fairnesspolicies.equipoise.dev --subresource=status", "models"),
+        ("get", "pods", "models"),
+        ("patch list", "events", "models"),
+        ("create patch", "events.events.k8s.io", "models"),
         # Users' objects are theirs.
         ("create update patch delete", "tenants.equipoise.dev", "models"),
         ("create update patch delete", "fairnesspolicies.equipoise.dev", "models"),
@@ -289,6 +294,27 @@ def test_viewers_and_editors_of_a_namespace_are_those_of_its_tenants(equipoise):
     assert can(own, "editer", "delete", "fairnesspolicies.equipoise.dev", "models")
     assert not can(own, "editer", "patch", "tenants.equipoise.dev --subresource=status", "models")
     assert not can(own, "viewer", "get", "tenants.equipoise.dev", "research")
+
+
+def test_an_editor_who_is_nothing_else_can_read_what_he_edits(equipoise):
+    own = equipoise.own
+    role = "--clusterrole=equipoise-system-equipoise-editor"
+    own.kubectl("create", "rolebinding", "only-editor", role, "--user=scribe", "--namespace=models")
+    until(lambda: can(own, "scribe", "create", "tenants.equipoise.dev", "models"))
+    for verb in ("get", "list", "watch", "patch"):
+        assert can(own, "scribe", verb, "tenants.equipoise.dev", "models"), verb
+    assert not can(own, "scribe", "patch", "tenants.equipoise.dev --subresource=status", "models")
+
+
+def test_who_may_create_no_roles_can_install_it_all_the_same(own):
+    text = own.helm("template", "x", str(CHART), "--set", "rbac.create=false,crds.enabled=false")
+    kinds = {each["kind"] for each in yaml.safe_load_all(text) if each}
+    assert kinds == {"Deployment", "Service", "ServiceAccount", "PodDisruptionBudget", "Pod"}
+
+
+def test_replicas_that_are_not_ready_keep_no_node_from_being_drained(equipoise):
+    spec = equipoise.get("poddisruptionbudget", "equipoise")["spec"]
+    assert spec["unhealthyPodEvictionPolicy"] == "AlwaysAllow"
 
 
 @pytest.mark.usefixtures("watched")

@@ -52,13 +52,13 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- define "equipoise.watchRules" -}}
 - apiGroups: [equipoise.dev]
   resources: [tenants, fairnesspolicies]
-  verbs: [get, list, watch]
+  verbs: [list, watch]
 - apiGroups: [equipoise.dev]
   resources: [tenants/status, fairnesspolicies/status]
-  verbs: [get, patch]
+  verbs: [patch]
 - apiGroups: [""]
   resources: [pods]
-  verbs: [get, list, watch]
+  verbs: [list, watch]
 # Read: API keys, by label. Written: each policy's HMAC key. RBAC can restrict neither by label.
 - apiGroups: [""]
   resources: [secrets]
@@ -68,9 +68,9 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
   resources: [configmaps]
   resourceNames: [{{ include "equipoise.fullname" . }}-ca]
   verbs: [create, patch]
-- apiGroups: ["", events.k8s.io]
+- apiGroups: [""]
   resources: [events]
-  verbs: [create, patch]
+  verbs: [create]
 {{- end }}
 
 {{- define "equipoise.subject" -}}
