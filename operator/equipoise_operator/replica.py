@@ -32,6 +32,7 @@ from equipoise_operator.fleet import Fleet
 from equipoise_operator.issuer import Issuer
 from equipoise_operator.kube import ApiError, Kube
 from equipoise_operator.leader import Leader, LeadershipLostError, Timing, boot_clock
+from equipoise_operator.listen import every_address
 from equipoise_operator.metrics import Metrics
 from equipoise_operator.objects import Key, Pod, Secret
 from equipoise_operator.observe import channels
@@ -267,7 +268,13 @@ class Replica:
         stack.push_async_callback(runner.cleanup)
         port = self.settings.issuer_port if certificates else self.settings.http_port
         context = self._tls.server if certificates else None
-        await web.TCPSite(runner, self.settings.host, port, ssl_context=context).start()
+        host = self.settings.host
+        site = (
+            web.SockSite(runner, every_address(port), ssl_context=context)
+            if host is None
+            else web.TCPSite(runner, host, port, ssl_context=context)
+        )
+        await site.start()
         log.info("listening", what="issuer" if certificates else "http", address=runner.addresses[0])
 
     # What becomes of changes

@@ -12,7 +12,6 @@ from equipoise_api.names import DEFAULT_CLASS_NAME, ISSUER_PORT, OPERATOR_PORT
 
 DCGM_SELECTORS = ("app=nvidia-dcgm-exporter", "app.kubernetes.io/name=dcgm-exporter")
 """As the GPU Operator and the exporter's own chart label it."""
-EVERY_ADDRESS = "0.0.0.0"  # noqa: S104 - probes, Prometheus and sidecars come from other addresses
 
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 
@@ -41,8 +40,8 @@ class Settings:
     """Plain HTTP: /healthz, /readyz, /metrics. 0: a free one."""
     issuer_port: int = ISSUER_PORT
     """HTTPS: certificates for sidecars. 0: a free one."""
-    host: str = EVERY_ADDRESS
-    """Address that both ports listen on."""
+    host: str | None = None
+    """Address that both ports listen on; None: every one, of IPv4 and IPv6."""
     dcgm_namespace: str | None = None
     """Namespace of the dcgm-exporters; None: nobody looks for them."""
     dcgm_selectors: tuple[str, ...] = DCGM_SELECTORS
@@ -67,7 +66,7 @@ class Settings:
             lease_name=environment.get("EQUIPOISE_LEASE_NAME") or f"{install}-operator",
             http_port=_port(environment, "EQUIPOISE_HTTP_PORT", OPERATOR_PORT),
             issuer_port=_port(environment, "EQUIPOISE_ISSUER_PORT", ISSUER_PORT),
-            host=environment.get("EQUIPOISE_HOST") or EVERY_ADDRESS,
+            host=environment.get("EQUIPOISE_HOST") or None,
             dcgm_namespace=_name(environment, "EQUIPOISE_DCGM_NAMESPACE", "") or None,
             dcgm_selectors=_list(environment, "EQUIPOISE_DCGM_SELECTORS", ";") or DCGM_SELECTORS,
             issuer_names=_list(environment, "EQUIPOISE_ISSUER_NAMES"),
