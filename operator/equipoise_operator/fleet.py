@@ -25,6 +25,10 @@ from equipoise_operator.push import Pusher
 from equipoise_operator.sidecar_client import RefusedError, SidecarClient, SidecarError
 
 POLL_SECONDS = 1.0
+REST = 3.0
+"""A sidecar is left alone for so many times as long as it took to say how it is: with thousands of tenants that costs it much."""
+LONGEST_POLL_SECONDS = 4.0
+"""At most; with the time of the call less than what it said may be old."""
 LONGEST_BACKOFF = 1.0
 """A sidecar that starts is found within this."""
 REFUSED_SECONDS = 15.0
@@ -58,6 +62,8 @@ class Member:
     """uid of the policy that governs it."""
     state: SidecarState | None = None
     state_at: float = float("-inf")
+    state_took: float = 0.0
+    """Seconds of the call."""
     held: str | None = None
     """Revision that it is known to hold."""
     acknowledged: Compiled | None = None
@@ -195,6 +201,7 @@ class Fleet:
                 member.error = SidecarError("Fault", "a fault of the operator's, which its log shows")
             else:
                 member.error, failures = None, 0
+                delay = min(LONGEST_POLL_SECONDS, max(POLL_SECONDS, REST * member.state_took))
             try:
                 async with asyncio.timeout(delay):
                     await member.wake.wait()
@@ -229,11 +236,13 @@ class Fleet:
             member.held = ""
 
     async def _read(self, member: Member) -> None:
+        began = self._clock()
         state = await self._client.state(member.pod)
         before = member.state
         if before is not None and before.incarnation != state.incarnation:
             member.term = -1
         member.state, member.state_at = state, self._clock()
+        member.state_took = member.state_at - began
         member.held = state.revision or ""
         if member.acknowledged is None or member.acknowledged.revision != member.held:
             known = self._known(member.policy, member.held)

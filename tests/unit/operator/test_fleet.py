@@ -6,6 +6,7 @@ import pytest
 
 from equipoise_api.sidecar_config import Problem, PushResult, SidecarConfig
 from equipoise_api.sidecar_state import SidecarState
+from equipoise_operator import reporter
 from equipoise_operator.fleet import Fleet
 from equipoise_operator.leader import NotLeadingError
 from equipoise_operator.push import Pusher
@@ -30,6 +31,8 @@ class Network:
         self.claims = set()
         """Those that say they took a newer push."""
         self.hung = set()
+        self.seconds = 0.01
+        """That a call takes."""
         self.pushes = []
         self.polls = 0
         self.in_flight = 0
@@ -40,7 +43,7 @@ class Network:
         self.in_flight += 1
         self.most = max(self.most, self.in_flight)
         try:
-            await asyncio.sleep(2.0 if pod.uid in self.hung else 0.01)
+            await asyncio.sleep(2.0 if pod.uid in self.hung else self.seconds)
             if pod.uid in self.hung:
                 raise SidecarError("Unreachable", "no answer in 2 s")
             if self.error is not None:
@@ -381,3 +384,34 @@ async def test_one_that_claims_a_newer_push_whatever_our_term_is_not_asked_every
     (member,) = [each for each in fleet.members(POLICY) if each.pod.name == "a"]
     assert member.error.reason == "Outrun"
     assert network.configs["uid-team-b"] == fleet.config(POLICY).config
+
+
+@pytest.mark.parametrize(("seconds", "most"), [(0.01, 99), (0.3, 83), (1.0, 25), (4.0, 12.5)])
+async def test_a_sidecar_that_takes_long_to_say_how_it_is_is_asked_less_often(
+    make, fleet, network, seconds, most
+):
+    """To say what 10,000 tenants got costs it a second of its own work."""
+    fleet.configure(POLICY, make.compiled())
+    assign(fleet, [make.pod("a")])
+    await asyncio.sleep(20)
+    network.seconds = seconds
+    await asyncio.sleep(10)
+    before = network.polls
+    await asyncio.sleep(100)
+    polls = network.polls - before
+    assert most * 0.9 <= polls <= most * 1.1
+    oldest = fleet._clock() - fleet.members(POLICY)[0].state_at
+    assert oldest < reporter.FRESH_SECONDS
+
+
+async def test_a_new_configuration_does_not_wait_for_the_next_look(make, fleet, network):
+    fleet.configure(POLICY, make.compiled())
+    assign(fleet, [make.pod("a")])
+    network.seconds = 1.2
+    await asyncio.sleep(21)
+    want = make.compiled([make.tenant_body("blue")])
+    while network.in_flight:
+        await asyncio.sleep(0.1)
+    fleet.configure(POLICY, want)
+    await asyncio.sleep(1.3)
+    assert network.configs["uid-team-a"] == want.config

@@ -176,6 +176,22 @@ async def test_a_hanging_sidecar_costs_the_deadline(make, peer):
     assert asyncio.get_running_loop().time() - started < 3
 
 
+async def test_an_address_where_nobody_shakes_hands_costs_less_than_a_slow_answer(make, peer, monkeypatch):
+    monkeypatch.setattr(sidecar_client, "CONNECT_SECONDS", 0.2)
+
+    async def silent(reader, writer):
+        await reader.read()
+        writer.close()
+
+    server = await asyncio.start_server(silent, "127.0.0.1", 0)
+    async with server:
+        port = server.sockets[0].getsockname()[1]
+        pod = make.pod("a", ip="127.0.0.1", ports=[{"name": names.ADMIN_PORT_NAME, "containerPort": port}])
+        with pytest.raises(SidecarError, match=r"no connection in 0\.2 s") as error:
+            await peer.client.state(pod)
+    assert error.value.reason == "Unreachable"
+
+
 async def test_another_pod_at_that_address_is_not_talked_to(peer):
     with pytest.raises(SidecarError) as error:
         await peer.client.state(peer.stranger)
