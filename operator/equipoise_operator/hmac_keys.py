@@ -18,7 +18,7 @@ from equipoise_api.sidecar_config import HmacKey
 from equipoise_operator import objects
 from equipoise_operator.identities import HMAC_SECRET_TYPE
 from equipoise_operator.kube import MERGE_PATCH, ApiError, Json, Kube, path
-from equipoise_operator.objects import Secret
+from equipoise_operator.objects import Secret, Stored
 from equipoise_operator.store import Store
 
 LIFETIME = timedelta(days=30)
@@ -58,17 +58,30 @@ def change(secret: Secret | None, now: datetime) -> dict[str, str | None]:
 
 
 async def ensure(kube: Kube, store: Store, policy: FairnessPolicy, now: datetime) -> list[HmacKey]:
-    """Return the policy's keys, newest first; make or replace them where it is time. Raises ApiError."""
+    """Return the policy's keys, newest first; make or replace them where it is time.
+
+    Raises ApiError, also where somebody else's Secret has the name: without keys no tenant's would be known any more.
+    """
     namespace, name = policy.metadata.namespace, secret_name(policy)
     stored = store.secrets.get((namespace, name))
-    secret = stored.object if stored else None
+    secret = _own(stored)
     changes = change(secret, now)
     if not changes:
         return usable(secret)
     answer = await _write(kube, policy, changes)
     written = objects.secret(answer)
     store.secrets.put((namespace, name), written)
-    return usable(written.object)
+    return usable(_own(written))
+
+
+def _own(stored: Stored[Secret] | None) -> Secret | None:
+    secret = stored.object if stored is not None else None
+    if secret is not None and secret.type != HMAC_SECRET_TYPE:
+        where = f"Secret {secret.name} in namespace {secret.namespace}"
+        raise ApiError(
+            409, "Conflict", f"{where} is not of type {HMAC_SECRET_TYPE}: delete it to have one made"
+        )
+    return secret
 
 
 async def _write(kube: Kube, policy: FairnessPolicy, changes: Mapping[str, str | None]) -> Json:

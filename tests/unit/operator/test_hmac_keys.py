@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from equipoise_api import names
-from equipoise_operator import hmac_keys
+from equipoise_operator import hmac_keys, objects
 from equipoise_operator.identities import HMAC_SECRET_TYPE
 from equipoise_operator.kube import ApiError
 from equipoise_operator.store import Store
@@ -96,6 +96,24 @@ async def test_a_secret_of_that_name_that_lost_its_label_gets_it_back(make, api)
     await hmac_keys.ensure(api, Store(), make.policy(), NOW + timedelta(seconds=1))
     assert api.calls[-1][0] == "PATCH"
     assert api.calls[-1][2]["metadata"]["labels"] == {names.CREDENTIAL_LABEL: "true"}
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+async def test_somebody_elses_secret_of_that_name_is_no_reason_to_forget_all_keys(make, api, labelled):
+    """Of another type it can hold no keys, and a configuration without any would turn every tenant away."""
+    store = Store()
+    body = make.secret_body(WHERE.rpartition("/")[2], kind="Opaque", note="x")
+    api.objects[WHERE] = body
+    if labelled:
+        store.secrets.put(("team", body["metadata"]["name"]), objects.secret(body))
+    for _ in range(3):
+        with pytest.raises(ApiError, match=f"not of type {HMAC_SECRET_TYPE}: delete it"):
+            await hmac_keys.ensure(api, store, make.policy(), NOW)
+    writes = [call for call in api.calls if call[0] == "PATCH"]
+    assert len(writes) == (0 if labelled else 1), "it does not grow"
+    del api.objects[WHERE]
+    store.secrets.drop(("team", body["metadata"]["name"]), body["metadata"]["uid"])
+    assert len(await hmac_keys.ensure(api, store, make.policy(), NOW)) == 1
 
 
 async def test_what_the_api_server_refuses_is_raised(make, api):

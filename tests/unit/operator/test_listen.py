@@ -10,10 +10,18 @@ from equipoise_operator.listen import every_address
 from equipoise_operator.settings import Settings
 
 
+def has_ipv6_loopback():
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        return False
+    return True
+
+
 @pytest.mark.parametrize("address", ["127.0.0.1", "[::1]"])
 async def test_unless_told_otherwise_probes_of_both_families_are_answered(address):
-    if ":" in address and not socket.has_dualstack_ipv6():
-        pytest.skip("this machine has no IPv6")
+    if ":" in address and not has_ipv6_loopback():
+        pytest.skip("this machine has no IPv6 loopback")
     runner = web.AppRunner(health.app(alive=str, ready=str, metrics=bytes))
     await runner.setup()
     try:
