@@ -14,10 +14,10 @@ class EngineUnreachableError(EngineError):
 class EngineLostError(EngineError):
     """The connection ended before the answer did."""
 
-    def __init__(self, message: str, *, silent: bool) -> None:
+    def __init__(self, message: str, *, unread: bool) -> None:
         super().__init__(message)
-        self.silent = silent
-        """Whether not one byte of the answer had come."""
+        self.unread = unread
+        """Whether the engine cannot have read the whole request."""
 
 
 class EngineGarbageError(EngineError):

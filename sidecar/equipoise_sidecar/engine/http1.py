@@ -3,11 +3,17 @@
 One exchange at a time: `send` writes a request and returns when the answer's head is there, `read` returns the body
 as it comes, b"" at its end. While nobody reads, the socket is read no further than `HIGH_WATER` bytes, so a slow client
 slows the engine's answer instead of filling memory. Chunked encoding is removed; nothing else is changed.
+
+How a connection ends says whether the request was read. Linux closes one whose process has read everything in order, whether
+that process closed it or was killed; one with bytes unread it resets, and what is written to a closed one is answered with an
+error. That holds for TCP and Unix sockets.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
+import socket
 from typing import cast
 
 import httptools
@@ -19,6 +25,8 @@ HIGH_WATER = 256 * 1024
 """Bytes of an answer held for a reader before the socket is paused."""
 
 Headers = list[tuple[bytes, bytes]]
+
+_UNREAD = (ConnectionResetError, BrokenPipeError)
 
 
 class EngineConnection(asyncio.Protocol):
@@ -99,7 +107,7 @@ class EngineConnection(asyncio.Protocol):
         transport = self._transport
         assert transport is not None
         if transport.is_closing():
-            raise self._error or EngineLostError("the engine had closed the connection", silent=True)
+            raise self._error or EngineLostError("the engine had closed the connection", unread=True)
         if len(body) < HIGH_WATER:
             transport.write(head + body)
         else:
@@ -195,22 +203,32 @@ class EngineConnection(asyncio.Protocol):
 
     @override
     def eof_received(self) -> bool:
-        self._ended()
+        self._ended(unread=not self._heard and not self.complete and self._undelivered())
         return False
 
     @override
     def connection_lost(self, exc: Exception | None) -> None:
-        self._ended(exc)
+        self._ended(exc, unread=not self._heard and isinstance(exc, _UNREAD))
 
-    def _ended(self, exc: Exception | None = None) -> None:
+    def _ended(self, exc: Exception | None = None, *, unread: bool) -> None:
         if self.headers_complete and not self._framed and not self._no_body and exc is None:
             self.complete = True  # a body that ends with the connection
         reason = f": {exc}" if exc else ""
         if not self.complete:
-            self._fail(EngineLostError(f"the engine closed the connection{reason}", silent=not self._heard))
+            self._fail(EngineLostError(f"the engine closed the connection{reason}", unread=unread))
         else:
             self._keep_alive = False
             self._wake()
+
+    def _undelivered(self) -> bool:
+        """Say whether the engine had closed before the request arrived: its answer to that follows the end of what it sent."""
+        transport = self._transport
+        assert transport is not None
+        if transport.get_write_buffer_size():
+            return True
+        # a socket of our own, for uvloop's is none
+        with socket.socket(fileno=os.dup(transport.get_extra_info("socket").fileno())) as same:
+            return same.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) != 0
 
     # -- httptools' side --------------------------------------------------------------------------------------------
 

@@ -1,7 +1,9 @@
 """Connections to one engine: made when needed, kept a little, tried again where that is safe.
 
 The engine (uvicorn) closes a connection that idles for 5 s; ours expire sooner, so that a request rarely meets a closing
-one. When it does, and not one byte of an answer came, it is sent once more on a fresh connection.
+one. When it does, the engine has not read it, and the way the connection ends says so (`http1`): it is sent once more on a
+fresh connection. A request that was read, and brought a connection's end instead of an answer, may be what the engine died
+of: it is not given to it again, however long the connection had been used.
 """
 
 from __future__ import annotations
@@ -88,7 +90,7 @@ class EnginePool:
             try:
                 return await self._send(connection, head, body, no_body=no_body)
             except EngineLostError as error:
-                if not error.silent:
+                if not error.unread:
                     raise
         return await self._send(await self._connect(), head, body, no_body=no_body)
 

@@ -2,6 +2,9 @@
 
 import asyncio
 import contextlib
+import fcntl
+import termios
+from array import array
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
@@ -34,6 +37,19 @@ class Connection:
 
     def reset(self) -> None:
         self.writer.transport.abort()
+
+    def read_no_more(self) -> None:
+        """Leave what comes in the kernel, as a server does whose time for an idle connection is over."""
+        self.writer.transport.pause_reading()
+
+    async def close_unread(self) -> None:
+        """Close once something came that nobody has read."""
+        came = array("i", [0])
+        async with asyncio.timeout(5):
+            while not came[0]:
+                await asyncio.sleep(0.001)
+                fcntl.ioctl(self.writer.get_extra_info("socket").fileno(), termios.FIONREAD, came)
+        self.reset()
 
     async def left(self) -> bytes:
         """Wait until the client closes; return what it sent before."""

@@ -6,8 +6,9 @@ import json
 
 import pytest
 from engine_fakes import Connection, answer, chunk, engine
-from stack import CHAT, HELLO, head, stack
+from stack import CHAT, HELLO, NOTHING, head, stack
 
+from equipoise_scheduling.request import Outcome
 from equipoise_sidecar.facts import EngineProfile
 from equipoise_simulator.standin import Faults, StandIn
 
@@ -44,6 +45,13 @@ class Scripted:
 
 async def reset(_script: Scripted, connection: Connection) -> bool:
     connection.reset()
+    return True
+
+
+async def idle_too_long(_script: Scripted, connection: Connection) -> bool:
+    connection.read_no_more()
+    connection.send(answer(b"{}"))
+    await connection.close_unread()
     return True
 
 
@@ -124,20 +132,24 @@ async def test_busy_for_too_long_is():
         await way.settled(expired=1)
 
 
-async def test_an_engine_that_dies_of_a_request_is_not_given_it_again():
-    script = Scripted(reset)
+@pytest.mark.parametrize("before", [(), (answer(b"{}"),)], ids=["a fresh connection", "a used one"])
+async def test_an_engine_that_dies_of_a_request_is_not_given_it_again(before):
+    script = Scripted(*before, reset)
     async with engine(script) as it, stack(it.url) as way:
+        for _ in before:
+            assert (await way.ask()).status == 200
         got = await way.ask()
         assert (got.status, got.headers["x-equipoise-reason"]) == (502, "engine-failed")
         assert got.json()["error"]["type"] == "BadGatewayError"
-        assert script.asked == 1
-        await way.settled(failed=1)
+        assert script.asked == len(before) + 1
+        assert way.outcomes()[Outcome.FAILED] == 1
+        assert way.held() == NOTHING
 
 
 async def test_a_connection_that_idled_too_long_is_replaced_unseen():
-    script = Scripted(answer(b"1"), reset, answer(b"2"))
+    script = Scripted(idle_too_long, answer(b"2"))
     async with engine(script) as it, stack(it.url) as way:
-        assert (await way.ask()).body == b"1"
+        assert (await way.ask()).body == b"{}"
         assert (await way.ask()).body == b"2"
         assert len(it.connections) == 2
         await way.settled(finished=2)
@@ -416,7 +428,6 @@ async def test_a_client_that_leaves_an_unscheduled_request():
 async def test_the_client_may_ask_again_on_its_connection_after_every_outcome():
     script = Scripted(
         answer(b"no", b"404 Not Found"),
-        reset,  # the kept connection, and the fresh one that is tried instead
         reset,
         EVENTS + chunk(TOKEN % 1) + b"0\r\n\r\n",
         answer(b"{}"),
