@@ -4,12 +4,12 @@
 """
 
 import os
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
 import pytest
+import served
 
 from equipoise_cluster import Cluster, ClusterError, ConsoleProgress, ControlPlane, find
 from equipoise_cluster.programs import CLIENTS, CONTROL_PLANE
@@ -99,12 +99,7 @@ def control_plane(cluster) -> ControlPlane:
 def crds(cluster) -> Cluster:
     """The cluster, with the CRDs of the checkout."""
     cluster.kubectl("apply", "--server-side", "--filename", str(ROOT / "crds"))
-    # Not `kubectl wait`: it fails where the API server has not written any condition yet.
-    served = lambda: cluster.kubectl("api-resources", "--api-group=equipoise.dev", "--output=name")  # noqa: E731
-    deadline = time.monotonic() + 30
-    while len(served().split()) < 2:
-        assert time.monotonic() < deadline, "the CRDs are not served"
-        time.sleep(0.1)
+    served.crds_served(cluster)
     return cluster
 
 

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import served
 import yaml
 
 from equipoise_api.policy import FairnessPolicySpec
@@ -20,10 +21,7 @@ TARGET = {"selector": {"matchLabels": {"app": "vllm"}}}
 def api(control_plane):
     for path in sorted(CRDS.glob("*.yaml")):
         control_plane.kubectl("apply", "--server-side", "-f", str(path))
-    control_plane.kubectl(
-        *("wait", "--for=condition=Established", "--timeout=30s"),
-        *("crd/tenants.equipoise.dev", "crd/fairnesspolicies.equipoise.dev"),
-    )
+    served.crds_served(control_plane)
     return control_plane
 
 

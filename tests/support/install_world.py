@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cuttable_link import Link
 from kubernetes import client
 from operator_process import Operator
-from patience import SLACK, eventually, within
+from patience import SLACK, WITHIN, eventually, lateness, stretch
 from recorded_sidecar import Sidecar, load_pair, obtain_certificate
 
 from equipoise_api import names
@@ -89,11 +89,18 @@ class World:
     async def within(
         self, began: float, holds: Callable[[Sidecar], Any], *sidecars: Sidecar, limit: float = 0.0
     ) -> float:
-        """Wait until it holds of every sidecar; assert that it did so within the limit. Return the seconds."""
+        """Wait until it holds of every sidecar; assert that it did so within the limit. Return the seconds.
+
+        The limit is the operator's on an idle machine of usual speed; this one gets as much longer as it is slower.
+        """
         watched = sidecars or tuple(self.sidecars.values())
-        await eventually(lambda: all(holds(each) for each in watched), also=self.tails)
-        seconds = max((each.log[-1].at for each in watched if each.log), default=began) - began
-        assert seconds <= max(limit, within()), f"{seconds:.2f} s\n{self.tails()}"
+        async with lateness() as late:
+            await eventually(lambda: all(holds(each) for each in watched), also=self.tails)
+            seconds = max((each.log[-1].at for each in watched if each.log), default=began) - began
+            limit = max(limit, WITHIN)
+            if seconds > limit:
+                limit = limit * stretch() + late()
+        assert seconds <= limit, f"{seconds:.2f} s, and here {limit:.2f} s are allowed\n{self.tails()}"
         return seconds
 
     def tails(self) -> str:

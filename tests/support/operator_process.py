@@ -74,8 +74,8 @@ class Operator:
         assert self.process
         self.process.send_signal(number)
 
-    async def ended(self, seconds: float = 20.0) -> int:
-        await eventually(lambda: not self.alive, seconds=seconds)
+    async def ended(self) -> int:
+        await eventually(lambda: not self.alive, what=f"{self.name} does not end", also=self.tail)
         return self.process.returncode
 
     def close(self) -> None:

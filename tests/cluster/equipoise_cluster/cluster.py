@@ -183,7 +183,7 @@ class Cluster:
         """Removes a pod at once. None there is no error."""
         pods.delete(self.admin, namespace, name)
 
-    def _until(self, otherwise: str, holds: Callable[[], bool], seconds: float = 30.0) -> None:
+    def _until(self, otherwise: str, holds: Callable[[], bool], seconds: float = 120.0) -> None:
         """Asks until it holds. ClusterError after `seconds`."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:

@@ -29,7 +29,7 @@ SERVICE_RANGE = "10.96.0.0/16"
 SERVICE_ADDRESS = "10.96.0.1"
 ISSUER = "https://kubernetes.default.svc"
 
-START_SECONDS = 60.0
+START_SECONDS = 180.0
 
 
 class _PortTakenError(ClusterError):
@@ -52,7 +52,7 @@ class ControlPlane(Cluster):
 
         `state_dir` must be empty or absent; logs and kubeconfigs stay there afterwards. By default a temporary folder
         that goes at the end. `port` is the API server's; by default a free one.
-        ClusterError: not Linux, a port is taken, a program ends or is not ready within a minute.
+        ClusterError: not Linux, a port is taken, a program ends or is not ready within three minutes.
         """
         if sys.platform != "linux":
             raise ClusterError(

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+import served
 from install_world import World
 
 ROOT = Path(__file__).parents[3]
@@ -38,6 +39,17 @@ async def world(chart_crds, namespace) -> AsyncIterator[World]:
     )
     await asyncio.to_thread(
         cluster.kubectl, "apply", f"--namespace={namespace}", "--filename=-", input=manifests
+    )
+    account = f"system:serviceaccount:{namespace}:{install}"
+    await asyncio.to_thread(
+        served.permitted,
+        cluster,
+        account,
+        (
+            {"verb": "list", "resource": "secrets", "namespace": namespace},
+            {"verb": "create", "resource": "leases", "group": "coordination.k8s.io", "namespace": namespace},
+            {"verb": "create", "resource": "tokenreviews", "group": "authentication.k8s.io"},
+        ),
     )
     kubeconfig = await asyncio.to_thread(cluster.kubeconfig_for, install, namespace=namespace)
     made = World(cluster, namespace, install, f"c-{namespace}", kubeconfig, address)

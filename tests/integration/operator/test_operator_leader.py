@@ -5,8 +5,10 @@ import contextlib
 import json
 import signal
 import time
+from datetime import UTC, datetime, timedelta
 
 import pytest
+from patience import eventually, stretch
 
 KEY = "k" * 40
 
@@ -22,15 +24,10 @@ async def prepared(world, *, links=(None, None)):
         await world.run_pod(f"vllm-{number}")
     await world.within(time.monotonic(), lambda s: s.config is not None and s.tenants(), limit=60)
     second = world.operator("operator-b", link=links[1])
-    await until(lambda: second.said("observed") and second.said("listening", what="issuer"), second.tail)
+    await eventually(
+        lambda: second.said("observed") and second.said("listening", what="issuer"), also=second.tail
+    )
     return first, second
-
-
-async def until(holds, also=lambda: "", seconds=60.0):
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < deadline, also()
-        await asyncio.sleep(0.02)
 
 
 @contextlib.asynccontextmanager
@@ -70,20 +67,33 @@ async def lease(world):
     return (await world.get("lease", f"{world.install}-operator"))["spec"]
 
 
+async def renewal(world):
+    """Wait until the leader has just renewed its Lease: it then has six seconds, and not what was left of them."""
+    before = await lease(world)
+
+    async def another():
+        return (await lease(world))["renewTime"] != before["renewTime"]
+
+    await eventually(another, what="no renewal", also=world.tails)
+
+
 async def test_a_terminated_leader_hands_over_at_once(world):
     first, second = await prepared(world)
     async with restless(world) as weights:
         await asyncio.sleep(1)
-        began = time.monotonic()
         first.signal(signal.SIGTERM)
         assert await first.ended() == 0
+        ended = time.monotonic()
+        assert not (await lease(world))["holderIdentity"].startswith("operator-a"), "released"
         await second.leading()
-        took = time.monotonic() - began
+        took = time.monotonic() - ended
     began = time.monotonic()
     await converged(world, began, weights[-1])
     fenced(world)
-    assert {push.epoch for push in world.sidecars["vllm-0"].log} == {1, 2}
-    assert took < 8
+    epochs = lambda: {push.epoch for push in world.sidecars["vllm-0"].log}  # noqa: E731
+    await eventually(lambda: 2 in epochs(), also=world.tails)
+    assert epochs() == {1, 2}
+    assert took < 8 * stretch(), "a Lease that is not released is taken after ten seconds"
     assert (await lease(world))["leaseTransitions"] == 2
 
 
@@ -103,6 +113,12 @@ async def test_a_stopped_leader_pushes_nothing_when_it_wakes(world):
     assert second.alive
 
 
+async def fresh(world):
+    """Whether the leader has had the time to renew its Lease lately, on a machine however slow."""
+    renewed = datetime.fromisoformat((await lease(world))["renewTime"])
+    return datetime.now(UTC) - renewed < timedelta(seconds=3)
+
+
 async def test_many_short_stops_do_not_confuse_anybody(world):
     first, second = await prepared(world)
     async with restless(world) as weights:
@@ -111,6 +127,7 @@ async def test_many_short_stops_do_not_confuse_anybody(world):
             await asyncio.sleep(0.7)
             first.signal(signal.SIGCONT)
             await asyncio.sleep(0.3)
+            await eventually(lambda: fresh(world), what="no renewal", also=world.tails)
     await converged(world, time.monotonic(), weights[-1])
     fenced(world)
     assert first.alive
@@ -128,7 +145,7 @@ async def test_a_leader_without_its_api_server_stops_and_another_takes_over(worl
             link.stall()
         else:
             await link.cut()
-        assert await first.ended(30) == 1
+        assert await first.ended() == 1
         ended = time.monotonic() - lost
         await second.leading()
         took = time.monotonic() - lost
@@ -138,8 +155,8 @@ async def test_a_leader_without_its_api_server_stops_and_another_takes_over(worl
     for sidecar in world.sidecars.values():
         last = max(push.at for push in sidecar.log if push.epoch == 1)
         assert last - lost < 6 + 4, "a push of a leader that could not renew"
-    assert ended < 15
-    assert took < 30
+    assert ended < 15 * stretch()
+    assert took < 30 * stretch()
 
 
 async def test_an_operator_killed_and_restarted_while_tenants_change(world):
@@ -158,7 +175,7 @@ async def test_an_operator_killed_and_restarted_while_tenants_change(world):
             await operator.ended()
             await world.apply(world.tenant("while-away"))
             operator.spawn()
-            await until(lambda: operator.said("observed"), operator.tail)
+            await eventually(lambda: operator.said("observed"), also=operator.tail)
         began = time.monotonic()
         await converged(world, began, weights[-1])
         assert f"{world.namespace}/while-away" in world.sidecars["vllm-0"].tenants()
@@ -181,11 +198,14 @@ async def test_tenant_and_secret_deleted_while_the_operators_watch_was_down(worl
     await world.run_pod("vllm-0")
     of = lambda name: f"{world.namespace}/{name}"  # noqa: E731
     await world.within(time.monotonic(), lambda s: all(s.keys_of(of(name)) for name in "abc"), limit=60)
+    await renewal(world)
     await link.cut()
-    await world.remove("Tenant", "a")
-    await world.remove("Secret", "b-keys")
-    await world.patch("Tenant", "c", {"spec": {"weight": 5}})
-    await asyncio.sleep(1.5)
+    await asyncio.gather(
+        world.remove("Tenant", "a"),
+        world.remove("Secret", "b-keys"),
+        world.patch("Tenant", "c", {"spec": {"weight": 5}}),
+        asyncio.sleep(1.5),
+    )
     await link.start()
     began = time.monotonic()
     await world.within(
@@ -207,10 +227,11 @@ async def test_all_of_a_kind_deleted_while_the_watch_was_down(world):
     await operator.leading()
     await world.run_pod("vllm-0")
     await world.within(time.monotonic(), lambda s: s.tenants(), limit=60)
+    await renewal(world)
     await link.cut()
-    await world.remove("Tenant", "blue")
-    await world.remove("FairnessPolicy", "policy")
-    await asyncio.sleep(1)
+    await asyncio.gather(
+        world.remove("Tenant", "blue"), world.remove("FairnessPolicy", "policy"), asyncio.sleep(1)
+    )
     await link.start()
     began = time.monotonic()
     await world.within(began, lambda s: s.config.policy is None)
@@ -230,12 +251,17 @@ async def test_the_api_server_restarted_under_it_and_objects_deleted_meanwhile(w
     of = lambda name: f"{world.namespace}/{name}"  # noqa: E731
     await world.within(time.monotonic(), lambda s: all(s.keys_of(of(name)) for name in "ab"), limit=60)
 
-    process = operator.process
+    anew = False
+    began = 0.0
 
     async def kubelet():
+        nonlocal anew, began
         while True:
             if not operator.alive:
                 operator.spawn()
+                anew = True
+            elif anew and operator.said("observed"):
+                anew, began = False, time.monotonic()
             await asyncio.sleep(0.05)
 
     watching = asyncio.create_task(kubelet())
@@ -246,11 +272,9 @@ async def test_the_api_server_restarted_under_it_and_objects_deleted_meanwhile(w
         await world.remove("Secret", "b-keys")
         await link.start()
         began = time.monotonic()
-        await asyncio.sleep(0.5)
-        if operator.process is not process or not operator.alive:
-            await until(lambda: operator.alive and operator.said("observed"), operator.tail)
-            began = time.monotonic()
-        await world.within(began, lambda s: of("a") not in s.tenants() and s.keys_of(of("b")) == [])
+        gone = lambda s: of("a") not in s.tenants() and s.keys_of(of("b")) == []  # noqa: E731
+        await eventually(lambda: not anew and all(map(gone, world.sidecars.values())), also=world.tails)
+        await world.within(began, gone)
     finally:
         watching.cancel()
     fenced(world)
@@ -264,6 +288,7 @@ async def test_the_api_server_hangs_for_a_while_and_goes_on(world, control_plane
     await operator.leading()
     await world.run_pod("vllm-0")
     await world.within(time.monotonic(), lambda s: s.tenants(), limit=60)
+    await renewal(world)
     control_plane.pause_apiserver()
     try:
         await asyncio.sleep(3)
@@ -280,11 +305,16 @@ async def test_a_deleted_lease_is_taken_again_and_sidecars_stay_fenced(world):
         await asyncio.sleep(1)
         await world.delete("lease", f"{world.install}-operator")
         await asyncio.sleep(6)
+        await eventually(lambda: taken_again(world), also=world.tails)
     await converged(world, time.monotonic(), weights[-1])
     fenced(world)
     assert first.alive
     assert second.alive
     assert (await lease(world))["leaseTransitions"] == 2
+
+
+async def taken_again(world):
+    return "lease" in await world.kubectl("get", "leases", "--output=name", "--ignore-not-found")
 
 
 async def test_a_lease_deleted_between_operators_has_its_term_raised_above_the_sidecars(world):

@@ -11,6 +11,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 import yaml
+from patience import SLACK
 
 from equipoise_api import names
 from equipoise_api.sidecar_config import PASS_THROUGH
@@ -84,7 +85,7 @@ async def running(world, tmp_path):
         await sidecar.stop(kill=True)
 
 
-async def synced(world, sidecars, want="2/2", seconds=60.0):
+async def synced(world, sidecars, want="2/2", seconds=SLACK):
     deadline = time.monotonic() + seconds
     while True:
         status = (await world.get("fairnesspolicy", "policy")).get("status", {})
@@ -116,13 +117,14 @@ async def test_real_sidecars_are_configured_and_say_so(running):
     assert status["tenants"] == 1
     await world.says("tenant", "blue", "Ready", "True")
     await world.patch("FairnessPolicy", "policy", {"spec": {"defaultTenant": {"mode": "Reject"}}})
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + SLACK
     while await status_with(sidecars[0], "nobody-knows-this-key-of-forty-characters") != 401:
         assert time.monotonic() < deadline, sidecars[0].tail()
         await asyncio.sleep(0.1)
     # A known key waits for the engine, which is not there.
     assert await status_with(sidecars[0], KEY) != 401
     await world.remove("Secret", "keys")
+    deadline = time.monotonic() + SLACK
     while await status_with(sidecars[1], KEY) != 401:
         assert time.monotonic() < deadline, sidecars[1].tail()
         await asyncio.sleep(0.1)
@@ -135,7 +137,7 @@ async def test_changes_reach_real_sidecars_as_patches(running):
     for weight in (3, 4, 5):
         before = (await synced(world, sidecars))["revision"]
         await world.patch("Tenant", "blue", {"spec": {"weight": weight}})
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + SLACK
         while (await synced(world, sidecars))["revision"] == before:
             assert time.monotonic() < deadline
     assert await operator.metric("pushes_total", method="PATCH", status="200") >= 6
@@ -162,7 +164,7 @@ async def test_an_operator_that_is_replaced_fences_real_sidecars(running):
     world.operators[0].close()
     await second.leading()
     await world.patch("Tenant", "blue", {"spec": {"weight": 9}})
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + SLACK
     while await second.metric("sidecars", state="synced") != 2:
         assert time.monotonic() < deadline, (second.tail(), [each.tail() for each in sidecars])
         await asyncio.sleep(0.1)
@@ -230,7 +232,7 @@ async def test_gpu_use_time_and_energy_come_from_the_exporter_of_the_pods_node(w
             sidecar.engine = engine.url
             await sidecar.start()
             await synced(world, [sidecar], "1/1")
-            deadline = time.monotonic() + 60
+            deadline = time.monotonic() + SLACK
             usage, load = {}, {}
             while not (usage.get("gpuSeconds") and usage.get("energyJoules") and load.get("gpuPercent")):
                 body = {"model": "standin", "prompt": "hello", "max_tokens": 40, "ignore_eos": True}
@@ -238,7 +240,7 @@ async def test_gpu_use_time_and_energy_come_from_the_exporter_of_the_pods_node(w
                 async with session.post(url, json=body, headers={"Authorization": f"Bearer {KEY}"}) as reply:
                     await reply.read()
                 usage = (await world.get("tenant", "blue")).get("status", {}).get("usage", {})
-                load = (await world.get("fairnesspolicy", "policy"))["status"]["load"]
+                load = (await world.get("fairnesspolicy", "policy"))["status"].get("load", {})
                 assert time.monotonic() < deadline, (usage, load, world.tails(), sidecar.tail())
             await world.says("fairnesspolicy", "policy", "GPUMetricsStale", "False", "Fresh")
             header, row = (await world.kubectl("get", "fairnesspolicies")).splitlines()

@@ -6,6 +6,7 @@ import time
 
 import aiohttp
 import pytest
+from patience import SLACK, eventually
 
 from equipoise_api.latency import bucket
 from equipoise_api.policy import FairnessPolicyStatus
@@ -26,6 +27,16 @@ async def running(world):
     for number in range(2):
         await world.run_pod(f"vllm-{number}")
     await world.within(time.monotonic(), lambda s: len(s.tenants()) == 2, limit=60)
+    # What was written of the first sidecar alone may say the same, and flips once more.
+    await comes(
+        world,
+        "fairnesspolicy",
+        "policy",
+        lambda s: s.get("sidecars", {}).get("syncedOfTotal") == "2/2",
+    )
+    for tenant in ("blue", "green"):
+        await world.says("tenant", tenant, "Ready", "True")
+        await world.says("tenant", tenant, "Synced", "True")
     return world
 
 
@@ -70,7 +81,7 @@ async def shown(world, kind, name):
 
 
 async def comes(world, kind, name, holds):
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + SLACK
     while not holds(status := await shown(world, kind, name)):
         assert time.monotonic() < deadline, json.dumps(status, indent=1)
         await asyncio.sleep(0.2)
@@ -120,9 +131,12 @@ async def test_a_broken_bound_and_a_missed_slo_are_told_as_events(running):
         sidecar.state = busy(world, gap=2000.0, met=False)
     await world.says("fairnesspolicy", "policy", "FairnessBoundMet", "False", "BoundExceeded")
     await world.says("tenant", "blue", "SLOMet", "False")
-    events = await world.kubectl("get", "events", "--output=wide")
-    assert "BoundExceeded" in events
-    assert "Missed" in events
+
+    async def told():  # in the background, after the status is written
+        events = await world.kubectl("get", "events", "--output=wide")
+        return "BoundExceeded" in events and "Missed" in events
+
+    await eventually(told, what="no events", also=world.tails)
     for sidecar in world.sidecars.values():
         sidecar.state = busy(world, slo_kept=10)
     await world.says("tenant", "blue", "SLOMet", "True")
@@ -131,12 +145,19 @@ async def test_a_broken_bound_and_a_missed_slo_are_told_as_events(running):
 
 async def test_an_idle_tenant_and_a_quiet_policy_are_not_written_again(running):
     world = running
-    await world.says("tenant", "green", "Ready", "True")
-    await world.says("fairnesspolicy", "policy", "Ready", "True")
-    await asyncio.sleep(3)
-    before = [(await world.get(*what))["metadata"]["resourceVersion"] for what in QUIET]
+
+    async def versions():
+        return [(await world.get(*what))["metadata"]["resourceVersion"] for what in QUIET]
+
+    async def quiet():
+        before = await versions()
+        await asyncio.sleep(3)
+        return await versions() == before
+
+    await eventually(quiet, also=world.tails)
+    before = await versions()
     await asyncio.sleep(5)
-    assert [(await world.get(*what))["metadata"]["resourceVersion"] for what in QUIET] == before
+    assert await versions() == before
 
 
 QUIET = [("tenant", "blue"), ("tenant", "green"), ("fairnesspolicy", "policy")]
@@ -150,7 +171,6 @@ async def test_transition_times_move_on_flips_only(running):
             c["type"]: c["lastTransitionTime"] for c in (await shown(world, "tenant", "blue"))["conditions"]
         }
 
-    await world.says("tenant", "blue", "Ready", "True")
     before = await times()
     await asyncio.sleep(1.5)
     for sidecar in world.sidecars.values():
@@ -181,9 +201,13 @@ async def test_three_hundred_tenants_are_told_at_ten_a_second(running):
         return await operator.metric("status_writes_total", kind="Tenant", status="200") or 0
 
     start = await written()
-    await asyncio.sleep(10)
+
+    async def most():
+        return await written() - start >= 100
+
+    await eventually(most, also=world.tails)
     count, seconds = await written() - start, time.monotonic() - began
-    assert 40 <= count <= 10 * seconds + 15
+    assert count <= 10 * seconds + 15
 
 
 async def test_probes_and_metrics(running):
@@ -206,10 +230,7 @@ async def test_an_operator_is_not_ready_before_it_has_seen_everything(world):
     link = await world.link()
     link.stall()
     operator = world.operator(link=link)
-    deadline = time.monotonic() + 60
-    while not operator.said("listening", what="http"):
-        assert time.monotonic() < deadline
-        await asyncio.sleep(0.05)
+    await eventually(lambda: operator.said("listening", what="http"), also=operator.tail)
     async with aiohttp.ClientSession() as session:
         async with session.get(operator.http + "/readyz") as response:
             assert response.status == 503
@@ -217,15 +238,15 @@ async def test_an_operator_is_not_ready_before_it_has_seen_everything(world):
         async with session.get(operator.http + "/healthz") as response:
             assert response.status == 200
         link.resume()
-        while True:
+
+        async def ready():
             async with session.get(operator.http + "/readyz") as response:
-                if response.status == 200:
-                    break
-            assert time.monotonic() < deadline + 30, operator.tail()
-            await asyncio.sleep(0.1)
+                return response.status == 200
+
+        await eventually(ready, also=operator.tail)
 
 
 async def test_bad_settings_end_the_process_with_the_variables_name(world):
     operator = world.operator(EQUIPOISE_HTTP_PORT="http")
-    assert await operator.ended(60) == 2
+    assert await operator.ended() == 2
     assert "EQUIPOISE_HTTP_PORT" in operator.tail()

@@ -4,6 +4,7 @@ import asyncio
 import time
 
 import pytest
+from patience import eventually
 
 from equipoise_api.sidecar_config import SidecarConfig
 
@@ -42,11 +43,16 @@ async def test_tenants_added_changed_and_deleted(running):
 async def test_a_hundred_tenants_at_once(running):
     world = running
     before = {name: len(sidecar.log) for name, sidecar in world.sidecars.items()}
-    await world.apply(*(world.tenant(f"t{n:03}") for n in range(100)))
+    first = time.monotonic()
+    # Not by kubectl: it sends one after the other, on a slow machine so far apart that each is a burst of its own.
+    await asyncio.gather(*(world.create(world.tenant(f"t{n:03}")) for n in range(100)))
     began = time.monotonic()
     await world.within(began, lambda s: len(s.tenants()) == 101)
-    # kubectl sends them one by one, over a second or more: far fewer pushes than tenants.
-    assert all(len(sidecar.log) - before[name] < 20 for name, sidecar in world.sidecars.items())
+    pushes = {name: len(sidecar.log) - before[name] for name, sidecar in world.sidecars.items()}
+    took = time.monotonic() - first
+    assert max(pushes.values()) < 20 + 4 * took, (
+        f"a burst is cut twice a second at most: {pushes} in {took:.1f} s"
+    )
 
 
 async def test_the_policy_changed(running):
@@ -104,10 +110,7 @@ async def test_pods_come_go_and_restart(running):
         status = (await world.get("fairnesspolicy", "policy")).get("status", {})
         return status.get("sidecars", {}).get("syncedOfTotal") == "3/3"
 
-    deadline = time.monotonic() + 15
-    while not await counted():
-        assert time.monotonic() < deadline
-        await asyncio.sleep(0.2)
+    await eventually(counted, also=world.tails)
 
 
 async def test_a_sidecar_that_is_not_ready_gets_it_too(running):
@@ -173,8 +176,12 @@ async def test_two_tenants_with_one_key_the_older_keeps_it(running):
     await world.within(began, lambda s: len(s.keys_of(thief)) == 1 and len(s.keys_of(blue)) == 1, limit=5)
     await world.says("tenant", "ant", "IdentityResolved", "False", "Conflict")
     await world.says("tenant", "blue", "IdentityResolved", "True")
-    events = await world.kubectl("get", "events", "--field-selector=involvedObject.name=ant")
-    assert "Conflict" in events
+
+    async def told():
+        events = await world.kubectl("get", "events", "--field-selector=involvedObject.name=ant")
+        return "Conflict" in events
+
+    await eventually(told, what="no event", also=world.tails)
     began = await world.remove("Tenant", "blue")
     await world.within(began, lambda s: len(s.keys_of(thief)) == 2)
     await world.says("tenant", "ant", "IdentityResolved", "True")

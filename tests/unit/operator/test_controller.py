@@ -1,6 +1,7 @@
 """What an event makes dirty, and what is done about it, with real parts but for API server and fleet."""
 
 import asyncio
+import time
 
 import pytest
 
@@ -227,7 +228,10 @@ async def test_one_that_lost_the_lease_writes_no_key(world, api):
     await settle()
     assert api.calls == []
     world.leading = True
-    await settle()
+    deadline = time.monotonic() + 60
+    while not world.fleet.configs:  # the thread's time is not the loop's
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.2)
     assert len(world.fleet.configs) == 1
 
 
