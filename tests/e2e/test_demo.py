@@ -96,6 +96,8 @@ def gone(pids, seconds=90):
 @pytest.fixture
 def process(tmp_path):
     """Starts a demo and, whatever happens to the test, ends it."""
+    # in the background of a shell Ctrl-C is ignored, and what we start would inherit that
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     running = []
 
     def start(*options, **environment):
@@ -107,6 +109,7 @@ def process(tmp_path):
         if each.poll() is None:
             os.killpg(each.pid, signal.SIGKILL)
             each.wait()
+    signal.signal(signal.SIGINT, before)
 
 
 def played(process, tmp_path, *options, **environment):
