@@ -20,7 +20,7 @@ from equipoise_cluster.programs import Module, Program
 SERVER, CLIENT = "example.com/fake-server", "example.com/fake-client"
 
 
-def until(holds, seconds=20.0):
+def until(holds, seconds=90.0):
     deadline = time.monotonic() + seconds
     while not holds():
         assert time.monotonic() < deadline

@@ -32,7 +32,7 @@ class Observed:
     def count(self):
         self.listed += 1
 
-    async def until(self, holds, seconds=5.0):
+    async def until(self, holds, seconds=60.0):
         async with asyncio.timeout(seconds):
             while not holds():
                 await asyncio.sleep(0.01)
@@ -78,7 +78,7 @@ async def watching(kubernetes, *, namespaces=()):
         yield made
     finally:
         task.cancel()
-        await asyncio.wait([task], timeout=10)
+        await asyncio.wait([task], timeout=60)
 
 
 async def test_what_is_there_and_what_comes_reaches_the_store_and_nothing_is_written(make, kubernetes):

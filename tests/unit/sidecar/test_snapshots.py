@@ -54,14 +54,14 @@ async def test_two_writes_never_go_on_at_once_and_the_newest_stands(tmp_path, mo
     def slow(path, data):
         inside.append("in")
         begun.set()
-        assert go.wait(5)
+        assert go.wait(60)
         write_atomically(path, data)
         inside.append("out")
 
     monkeypatch.setattr("equipoise_sidecar.snapshots.write_atomically", slow)
     snapshots = Snapshots(lambda: dict(state), tmp_path)
     first = asyncio.create_task(snapshots.write())
-    await asyncio.to_thread(begun.wait, 5)
+    await asyncio.to_thread(begun.wait, 60)
     first.cancel()
     await asyncio.wait({first})
     state["count"] = 2

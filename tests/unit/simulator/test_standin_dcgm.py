@@ -75,7 +75,7 @@ def test_the_labels_are_the_real_exporters():
 async def test_a_real_load_shows(tmp_path):
     place = DcgmPlace(pod="engine-1", namespace="team", interval_seconds=0.0)
     async with (
-        StandIn(speed=20, uds=tmp_path / "engine.sock", dcgm=place) as engine,
+        StandIn(speed=3, uds=tmp_path / "engine.sock", dcgm=place) as engine,
         aiohttp.ClientSession(connector=aiohttp.UnixConnector(str(engine.uds))) as session,
         aiohttp.ClientSession() as plain,
     ):

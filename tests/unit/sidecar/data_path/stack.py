@@ -90,7 +90,7 @@ class Stack:
     async def settled(self, **outcomes: int) -> None:
         """Wait until the default tenant's requests ended so, and nothing is held."""
         expected = {Outcome(name): count for name, count in outcomes.items()}
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             while self.outcomes() != expected or self.held() != NOTHING:
                 await asyncio.sleep(0.005)
 

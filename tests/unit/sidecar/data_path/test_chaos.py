@@ -67,11 +67,11 @@ async def test_whatever_happens_each_request_ends_once_and_nothing_stays_held(se
                 tasks.append(ask(way, document))
             tasks[-1] = asyncio.create_task(tasks[-1], name=str(number))
             await asyncio.sleep(dice.random() * 0.02)
-        ended = await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 60)
+        ended = await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 200)
         # a stream that broke off is a broken answer for its client, nothing else is
         strange = [error for error in ended if error is not None and not isinstance(error, EngineError)]
         assert strange == []
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while way.held() != NOTHING:
                 await asyncio.sleep(0.01)
         outcomes = way.outcomes()

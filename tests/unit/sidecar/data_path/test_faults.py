@@ -84,6 +84,9 @@ async def test_an_engine_that_is_down_at_start_gets_its_requests_when_it_comes(t
     async with stack(f"unix:{address}", watch_engine=True) as way:
         asked = asyncio.create_task(way.ask())
         streamed = asyncio.create_task(way.ask(document=STREAM))
+        async with asyncio.timeout(60):
+            while way.dispatcher.scheduler.queued < 2:
+                await asyncio.sleep(0.005)
         await asyncio.sleep(0.2)
         assert not asked.done()
         assert way.dispatcher.scheduler.queued == 2
@@ -296,8 +299,9 @@ async def test_a_client_that_leaves_while_it_sends_its_body():
     async with engine(script) as it, stack(it.url) as way:
         _, writer = await way.connect()
         writer.write(head(CHAT, b"x" * 1000) + b"half of it")
-        await asyncio.sleep(0.05)
-        assert way.dispatcher.admission.reading == 1
+        async with asyncio.timeout(60):
+            while way.dispatcher.admission.reading == 0:
+                await asyncio.sleep(0.005)
         writer.close()
         await way.settled()
         assert script.asked == 0
@@ -344,7 +348,7 @@ async def test_a_client_that_leaves_in_flight_frees_its_slot_at_once(begin, docu
         if begin.startswith(b"HTTP"):
             await reader.readuntil(b"\r\n\r\n")
         writer.close()
-        await asyncio.wait_for(script.left.wait(), 1)
+        await asyncio.wait_for(script.left.wait(), 60)
         await way.settled(cancelled=1)
         assert way.pool.idle == 0
 
@@ -394,13 +398,13 @@ async def test_a_client_that_stops_reading_is_cut_off_in_the_end(monkeypatch):
         writer.transport.pause_reading()
         body = json.dumps(STREAM).encode()
         writer.write(head(CHAT, body) + body)
-        await asyncio.wait_for(script.left.wait(), 5)
+        await asyncio.wait_for(script.left.wait(), 60)
         await way.settled(cancelled=1)
         writer.transport.abort()
 
 
 async def test_a_client_that_reads_slowly_is_not(monkeypatch):
-    monkeypatch.setattr("equipoise_sidecar.client.STALL_SECONDS", 0.3)
+    monkeypatch.setattr("equipoise_sidecar.client.STALL_SECONDS", 1.5)
     size, count = 100_000, 60
     whole = EVENTS + b"".join(chunk(b": " + b"x" * size + b"\n\n") for _ in range(count)) + b"0\r\n\r\n"
     async with engine(Scripted(whole)) as it, stack(it.url) as way:
@@ -410,7 +414,7 @@ async def test_a_client_that_reads_slowly_is_not(monkeypatch):
         got = 0
         while got < size * count:
             got += len(await reader.read(300_000))
-            await asyncio.sleep(0.05)
+            await asyncio.sleep(0.15)
         writer.close()
         await way.settled(finished=1)
 
@@ -422,7 +426,7 @@ async def test_a_client_that_leaves_an_unscheduled_request():
         writer.write(head("/v1/models", b"", "GET"))
         await reader.readuntil(b"half")
         writer.close()
-        await asyncio.wait_for(script.left.wait(), 1)
+        await asyncio.wait_for(script.left.wait(), 60)
 
 
 async def test_the_client_may_ask_again_on_its_connection_after_every_outcome():

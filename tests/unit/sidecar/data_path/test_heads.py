@@ -17,7 +17,7 @@ async def exchange(way, *pieces):
     """Send pieces, the last of which is one too many; return the answer."""
     reader, writer = await way.connect()
     try:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             for piece in pieces:
                 writer.write(piece)
                 await asyncio.sleep(0.01)  # so that it is a read of its own

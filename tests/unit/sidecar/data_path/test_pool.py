@@ -255,7 +255,7 @@ async def test_an_answer_left_unread_closes_its_connection():
         connection = await pool.exchange(REQUEST)
         pool.release(connection)
         assert pool.idle == 0
-        await asyncio.wait_for(gone.wait(), 5)
+        await asyncio.wait_for(gone.wait(), 60)
 
 
 async def test_a_cancelled_exchange_is_seen_by_the_engine():
@@ -272,7 +272,7 @@ async def test_a_cancelled_exchange_is_seen_by_the_engine():
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        await asyncio.wait_for(gone.wait(), 5)
+        await asyncio.wait_for(gone.wait(), 60)
 
 
 async def test_a_large_request_body_arrives_whole():

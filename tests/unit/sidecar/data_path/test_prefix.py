@@ -29,7 +29,7 @@ def caching(*, reports: bool = True, enabled: bool = True) -> StandIn:
 
 async def known(way, *, reports: bool) -> None:
     """Wait until the sidecar knows its engine."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while way.dispatcher.engine.profile.reports_cached_tokens is not reports:
             await asyncio.sleep(0.01)
 

@@ -34,7 +34,7 @@ async def test_who_reads_nothing_pays_for_what_the_engine_makes_unseen(monkeypat
         writer.transport.pause_reading()
         body = json.dumps({**HELLO, "stream": True, "max_tokens": 2000}).encode()
         writer.write(head(CHAT, body) + body)
-        await asyncio.wait_for(cut.wait(), 30)
+        await asyncio.wait_for(cut.wait(), 120)
         await way.settled(cancelled=1)
         total = dispatcher.scheduler.shares(0.0)[0].total
         assert total.prompt == 9
