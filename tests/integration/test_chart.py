@@ -1,7 +1,6 @@
 """The chart installs, upgrades and uninstalls on a real API server, and gives the operator what it needs and no more."""
 
 import json
-import time
 from importlib.metadata import version
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import pytest
 import yaml
 from kubernetes import client
 from kubernetes.client.exceptions import ApiException
+from served import crds_served, until
 
 from equipoise_cluster import CommandError, ControlPlane
 from equipoise_operator.settings import DCGM_SELECTORS, Settings
@@ -61,15 +61,15 @@ class Install:
             self.own, f"system:serviceaccount:{self.namespace}:{self.fullname}", verb, resource, namespace
         )
 
+    def soon(self, verb, resource, namespace):
+        """Wait until the operator's ServiceAccount may: the authorizer learns of a role a moment after it is stored."""
+        until(
+            lambda: self.may(verb, resource, namespace),
+            lambda: f"it may not {verb} {resource} in {namespace}",
+        )
+
     def remove(self):
         self.helm("uninstall")
-
-
-def until(holds, otherwise=lambda: "", seconds=20.0):
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < deadline, otherwise()
-        time.sleep(0.05)
 
 
 def endpoints(own, where):
@@ -99,6 +99,11 @@ def watched(own):
 @pytest.fixture(scope="module")
 def equipoise(own, watched):
     install = Install(own, "equipoise", f"watchNamespaces={{{','.join(watched[:2])}}}")
+    crds_served(own)
+    for namespace in watched[:2]:
+        install.soon("list", "secrets", namespace)
+    install.soon("create", "leases.coordination.k8s.io", install.namespace)
+    install.soon("create", "tokenreviews.authentication.k8s.io", install.namespace)
     yield install
     install.remove()
 
@@ -154,7 +159,7 @@ def test_exporters_are_looked_for_when_the_chart_is_told_and_their_namespace_sho
         )
         assert settings.dcgm_namespace == exporters
         assert settings.dcgm_selectors == DCGM_SELECTORS
-        assert install.may("list", "pods", exporters)
+        install.soon("list", "pods", exporters)
         for verb, resource in (("get", "pods"), ("watch", "pods"), ("list", "secrets"), ("get", "secrets")):
             assert not install.may(verb, resource, exporters)
     finally:
@@ -180,7 +185,7 @@ def test_the_pods_are_admitted_as_restricted_and_become_ready(equipoise):
     for number, pod in enumerate(pods(), start=1):
         equipoise.own.set_pod_running(equipoise.namespace, pod.metadata.name, ip=f"10.9.0.{number}")
     where = f"--namespace={equipoise.namespace}"
-    equipoise.own.kubectl("rollout", "status", "deployment/equipoise", "--timeout=20s", where)
+    equipoise.own.kubectl("rollout", "status", "deployment/equipoise", "--timeout=120s", where)
     expected = {"10.9.0.1", "10.9.0.2", "8443", "8080"}
     until(
         lambda: set(endpoints(equipoise.own, where).split()) == expected,
@@ -287,11 +292,17 @@ def test_viewers_and_editors_of_a_namespace_are_those_of_its_tenants(equipoise):
             "create", "rolebinding", role, f"--clusterrole={role}", f"--user={role}er", "--namespace=models"
         )
     # Roles are aggregated by a controller.
-    until(lambda: can(own, "editer", "create", "tenants.equipoise.dev", "models"))
-    assert can(own, "viewer", "get", "tenants.equipoise.dev", "models")
-    assert can(own, "viewer", "list", "fairnesspolicies.equipoise.dev", "models")
+    for user, verb, resource in (
+        ("editer", "create", "tenants.equipoise.dev"),
+        ("editer", "delete", "fairnesspolicies.equipoise.dev"),
+        ("viewer", "get", "tenants.equipoise.dev"),
+        ("viewer", "list", "fairnesspolicies.equipoise.dev"),
+    ):
+        until(
+            lambda asked=(user, verb, resource): can(own, *asked, "models"),
+            lambda asked=(user, verb, resource): f"{asked} is not allowed",
+        )
     assert not can(own, "viewer", "create", "tenants.equipoise.dev", "models")
-    assert can(own, "editer", "delete", "fairnesspolicies.equipoise.dev", "models")
     assert not can(own, "editer", "patch", "tenants.equipoise.dev --subresource=status", "models")
     assert not can(own, "viewer", "get", "tenants.equipoise.dev", "research")
 
@@ -322,13 +333,14 @@ def test_an_upgrade_moves_the_rights_and_an_uninstall_removes_them(own):
     release = Install(own, "second", "watchNamespaces={models}", "crds.enabled=false", "className=second")
     assert release.names("role", "models") == {"second-system-second-equipoise-watch"}
     assert release.names("poddisruptionbudget") == {release.fullname}
+    release.soon("list", "secrets", "models")
 
     release.helm(
         "upgrade", "watchNamespaces={research}", "crds.enabled=false", "className=other", "replicas=1"
     )
     assert release.names("role", "models") == set()
     assert release.names("role", "research") == {"second-system-second-equipoise-watch"}
-    assert not release.may("list", "secrets", "models")
+    until(lambda: not release.may("list", "secrets", "models"), lambda: "it keeps its rights")
     assert release.names("poddisruptionbudget") == set()
     deployment = release.get("deployment", release.fullname)["spec"]
     assert deployment["replicas"] == 1
@@ -354,7 +366,7 @@ def test_an_upgrade_moves_the_rights_and_an_uninstall_removes_them(own):
 def test_uninstalling_keeps_the_crds_and_their_objects_and_a_new_install_takes_them_over(binaries, tmp_path):
     with ControlPlane.start(binaries, state_dir=tmp_path) as own:
         release = Install(own, "equipoise")
-        own.kubectl("wait", "--for=condition=Established", "--timeout=20s", *(f"crd/{name}" for name in CRDS))
+        crds_served(own)
         tenant = {
             "apiVersion": "equipoise.dev/v1alpha1",
             "kind": "Tenant",
@@ -376,7 +388,7 @@ def test_uninstalling_keeps_the_crds_and_their_objects_and_a_new_install_takes_t
 def test_cluster_wide_rights_are_given_only_when_asked_for(own, equipoise):
     everywhere = Install(own, "everywhere", "clusterWide=true", "crds.enabled=false")
     try:
-        assert everywhere.may("list", "secrets", None)
+        everywhere.soon("list", "secrets", None)
         assert everywhere.may("watch", "tenants.equipoise.dev", "payroll")
         assert not everywhere.may("delete", "secrets", "payroll")
         [container] = everywhere.get("deployment", everywhere.fullname)["spec"]["template"]["spec"][

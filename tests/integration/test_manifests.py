@@ -18,6 +18,7 @@ import yaml
 from kubelet_here import PodHere
 from kubernetes import client
 from kubernetes.client.exceptions import ApiException
+from served import crds_served
 
 from equipoise_api import names
 from equipoise_api.policy import FairnessPolicy
@@ -66,6 +67,7 @@ def own(binaries, tmp_path_factory):
             *("install", "equipoise", str(ROOT / "charts/equipoise")),
             *("--namespace", "equipoise", "--create-namespace", "--set", "watchNamespaces={inference}"),
         )
+        crds_served(own)
         for path in (DEPLOYMENT, EXAMPLES):
             own.kubectl("apply", "--server-side", f"--filename={path}")
         yield own
@@ -103,7 +105,7 @@ def test_a_secret_holds_keys_that_the_operator_takes(own):
     assert named <= {secret.metadata.name for secret in secrets.items}
 
 
-async def eventually(found, *processes, seconds=60.0):
+async def eventually(found, *processes, seconds=120.0):
     """What `found` returns when it is true; fails with the processes' logs."""
     until = time.monotonic() + seconds
     while True:
@@ -157,7 +159,7 @@ async def test_a_pod_of_the_deployment_serves_tenants_and_ends_without_losing_a_
     await eventually(lambda: config_map_there(own), operator)
     here = PodHere(own, pod, tmp_path / "volumes", POD_ADDRESS)
     here.mount()
-    sidecar, engine = here.container(names.SIDECAR_CONTAINER), here.container("vllm")
+    sidecar = here.container(names.SIDECAR_CONTAINER)
     engine_key = (tmp_path / "volumes/engine-key/apiKey").read_text()
     socket = tmp_path / "volumes/run/engine.sock"
 
@@ -170,16 +172,20 @@ async def test_a_pod_of_the_deployment_serves_tenants_and_ends_without_losing_a_
     process = Process([EQUIPOISE, *sidecar.args], tmp_path / "sidecar.log", env=environment)
     try:
         await eventually(lambda: here.probe(sidecar, sidecar.startup_probe) == 200, process)
-        assert here.probe(sidecar, sidecar.liveness_probe) == 200
-        assert here.probe(sidecar, sidecar.readiness_probe) == 503, "no engine yet: no traffic"
-        async with StandIn(profile="fast", uds=socket, settings=StandInSettings(api_key=engine_key)):
+        await eventually(lambda: here.probe(sidecar, sidecar.liveness_probe) == 200, process)
+        # no engine yet: no traffic
+        await eventually(lambda: here.probe(sidecar, sidecar.readiness_probe) == 503, process)
+        async with StandIn(
+            profile="fast", uds=socket, settings=StandInSettings(api_key=engine_key)
+        ) as standin:
             await eventually(lambda: here.probe(sidecar, sidecar.readiness_probe) == 200, process, operator)
-            await serve_and_end(own, here, sidecar, engine, process)
+            await serve_and_end(own, here, process, standin)
     finally:
         process.stop()
 
 
-async def serve_and_end(own, here, sidecar, engine, process):
+async def serve_and_end(own, here, process, standin):
+    sidecar, engine = here.container(names.SIDECAR_CONTAINER), here.container("vllm")
     service = client.CoreV1Api(own.admin).read_namespaced_service("vllm", "inference")
     assert service.spec.selector.items() <= here.pod.metadata.labels.items()
     port = here.port(sidecar, service.spec.ports[0].target_port)
@@ -204,6 +210,7 @@ async def serve_and_end(own, here, sidecar, engine, process):
         async with session.post(url, json=request) as answer:
             assert answer.status == 200
             await answer.content.readuntil(b"\n\n")
+            standin.loop.pause()
             # A pod is deleted: its preStop hooks start together.
             hooks = [
                 await asyncio.create_subprocess_exec(
@@ -211,15 +218,17 @@ async def serve_and_end(own, here, sidecar, engine, process):
                 )
                 for container in (sidecar, engine)
             ]
+            await eventually(lambda: here.probe(sidecar, sidecar.readiness_probe) == 503, process)
             await asyncio.sleep(0.5)
             assert [hook.returncode for hook in hooks] == [None, None], "both wait for the stream"
+            standin.loop.resume()
             rest = await answer.text()
         assert rest.endswith("data: [DONE]\n\n"), "the stream came to its end"
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(120):
             assert [await hook.wait() for hook in hooks] == [0, 0]
         async with session.post(url, json=request) as answer:
             assert answer.status == 503
-    assert here.probe(sidecar, sidecar.readiness_probe) == 503
+    await eventually(lambda: here.probe(sidecar, sidecar.readiness_probe) == 503, process)
     assert process.exit_code is None, "SIGTERM comes after the hooks"
     grace = here.pod.spec.termination_grace_period_seconds
     assert grace >= float(here.environment(sidecar)["EQUIPOISE_DRAIN_SECONDS"]) + 10
@@ -250,7 +259,7 @@ def test_the_engines_command_makes_way_for_its_socket_and_reads_its_key(own, tmp
     environment = here.environment(engine)
     environment["PATH"] = f"{vllm.parent}:{environment['PATH']}"
     process = Process(["/bin/sh", *command[1:]], tmp_path / "log", env=environment)
-    assert process.wait(10) == 0
+    assert process.wait(120) == 0
     assert not left_behind.exists()
     key, verb, model, *flags = said.read_text().splitlines()
     assert (key, verb, model) == ("the engine's key", "serve", engine.args[0])
