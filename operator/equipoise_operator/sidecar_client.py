@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 
 import aiohttp
 from pydantic import ValidationError
 
 from equipoise_api import names
 from equipoise_api.gpu import GpuExporter
-from equipoise_api.sidecar_config import ConfigPatch, Problem, PushResult
+from equipoise_api.sidecar_config import Problem, PushResult
 from equipoise_api.sidecar_state import SidecarState
 from equipoise_operator import state_document
 from equipoise_operator.objects import Pod
@@ -20,6 +20,8 @@ from equipoise_operator.state_document import StateError, first_fault
 CONNECT_SECONDS = 2.0
 STATE_SECONDS = 5.0
 """A busy sidecar with 10,000 active tenants takes several to say what each of them got."""
+PIECE_BYTES = 128 * 1024
+"""Of a body at once; the next when the other end has taken these."""
 LARGEST_ANSWER = 16 * 1024 * 1024
 """Bytes; the state of 10,000 tenants that are all active has 5.5 million."""
 LONGEST_PROBLEM = 500
@@ -70,7 +72,7 @@ class SidecarClient:
 
     async def state(self, pod: Pod) -> SidecarState:
         """Read the sidecar's state. SidecarError if there is none to be had."""
-        status, text = await self._call("GET", pod, names.STATE_PATH, None, STATE_SECONDS)
+        status, text = await self._call("GET", pod, names.STATE_PATH, (), STATE_SECONDS)
         if status != 200:
             raise RefusedError(status, _problem(text))
         try:
@@ -81,19 +83,22 @@ class SidecarClient:
     async def put(self, pod: Pod, body: bytes, revision: str, *, epoch: int, sequence: int) -> PushResult:
         """Push a whole configuration, given as its canonical JSON. RefusedError if the sidecar refuses it."""
         head = f'{{"epoch":{epoch},"sequence":{sequence},"revision":"{revision}","config":'
-        return await self._push("PUT", pod, head.encode() + body + b"}")
+        return await self._push("PUT", pod, (head.encode(), body, b"}"))
 
-    async def patch(self, pod: Pod, patch: ConfigPatch) -> PushResult:
-        """Push what changed. RefusedError 412 if the sidecar does not hold the base."""
-        return await self._push("PATCH", pod, patch.canonical())
+    async def patch(self, pod: Pod, changes: bytes, *, epoch: int, sequence: int) -> PushResult:
+        """Push what changed: a ConfigPatch but for these two, in JSON. RefusedError 412 if the sidecar lacks the base."""
+        head = f'{{"epoch":{epoch},"sequence":{sequence},'
+        return await self._push("PATCH", pod, (head.encode(), changes[1:]))
 
     async def point(self, pod: Pod, told: GpuExporter) -> None:
         """Tell the sidecar where its node's GPU metrics are. RefusedError if it refuses."""
-        status, text = await self._call("PUT", pod, names.GPU_EXPORTER_PATH, told.canonical(), STATE_SECONDS)
+        status, text = await self._call(
+            "PUT", pod, names.GPU_EXPORTER_PATH, (told.canonical(),), STATE_SECONDS
+        )
         if status != 204:
             raise RefusedError(status, _problem(text))
 
-    async def _push(self, method: str, pod: Pod, body: bytes) -> PushResult:
+    async def _push(self, method: str, pod: Pod, body: Sequence[bytes]) -> PushResult:
         status, text = await self._call(method, pod, names.CONFIG_PATH, body, self._push_seconds)
         if status != 200:
             raise RefusedError(status, _problem(text))
@@ -103,7 +108,7 @@ class SidecarClient:
             raise SidecarError("BadAnswer", f"push: {first_fault(error)}"[:LONGEST_PROBLEM]) from error
 
     async def _call(
-        self, method: str, pod: Pod, where: str, body: bytes | None, seconds: float
+        self, method: str, pod: Pod, where: str, body: Sequence[bytes], seconds: float
     ) -> tuple[int, bytes]:
         context = self._context()
         if context is None:
@@ -122,7 +127,7 @@ class SidecarClient:
                 self._session.request(
                     method,
                     f"https://{host}:{pod.admin_port}{where}",
-                    data=None if body is None else self._while_leading(body),
+                    data=self._while_leading(body) if body else None,
                     headers={"Accept-Encoding": "identity"} | _content(body),
                     ssl=context,
                     server_hostname=pod.uid,
@@ -145,16 +150,19 @@ class SidecarClient:
         except (aiohttp.ClientError, OSError) as error:
             raise SidecarError("Unreachable", str(error) or type(error).__name__) from error
 
-    async def _while_leading(self, body: bytes) -> AsyncIterator[bytes]:
+    async def _while_leading(self, body: Sequence[bytes]) -> AsyncIterator[memoryview]:
         # Here, after connecting, and not before the call: a process may be stopped in between for longer than its term.
         self._require()
-        yield body
+        # Never one string: a configuration that goes to a hundred sidecars at once would be in memory a hundred times.
+        for part in body:
+            for start in range(0, len(part), PIECE_BYTES):
+                yield memoryview(part)[start : start + PIECE_BYTES]
 
 
-def _content(body: bytes | None) -> dict[str, str]:
-    if body is None:
+def _content(body: Sequence[bytes]) -> dict[str, str]:
+    if not body:
         return {}
-    return {"Content-Type": "application/json", "Content-Length": str(len(body))}
+    return {"Content-Type": "application/json", "Content-Length": str(sum(map(len, body)))}
 
 
 async def _read(response: aiohttp.ClientResponse) -> bytes:

@@ -1,10 +1,11 @@
 """Each sidecar gets what it should hold, on the loop's own clock, whatever it did before."""
 
 import asyncio
+import json
 
 import pytest
 
-from equipoise_api.sidecar_config import Problem, PushResult, SidecarConfig
+from equipoise_api.sidecar_config import ConfigPatch, Problem, PushResult, SidecarConfig
 from equipoise_api.sidecar_state import SidecarState
 from equipoise_operator import reporter
 from equipoise_operator.fleet import Fleet
@@ -71,8 +72,9 @@ class Network:
         await self.call(pod)
         return self.take(pod, "PUT", SidecarConfig.model_validate_json(body), epoch, sequence)
 
-    async def patch(self, pod, patch):
+    async def patch(self, pod, changes, *, epoch, sequence):
         await self.call(pod)
+        patch = ConfigPatch.model_validate({"epoch": epoch, "sequence": sequence} | json.loads(changes))
         config = self.configs.get(pod.uid)
         if config is None or config.revision != patch.base_revision:
             raise RefusedError(412, Problem(message="other base"))

@@ -15,6 +15,7 @@ from equipoise_api.sidecar_config import ConfigPatch, ConfigPush, Problem, PushR
 from equipoise_operator import sidecar_client
 from equipoise_operator.leader import NotLeadingError
 from equipoise_operator.pki import Authority, new_authority
+from equipoise_operator.push import difference
 from equipoise_operator.sidecar_client import RefusedError, SidecarClient, SidecarError
 from equipoise_operator.tls import OperatorTls, _load
 
@@ -85,12 +86,20 @@ async def test_a_put_carries_the_canonical_configuration(make, peer):
     assert push.config == want.config
 
 
-async def test_a_patch_carries_the_changed_tenants(peer):
-    patch = ConfigPatch(epoch=1, sequence=2, base_revision="a", revision="b", removed=["team/x"])
-    await peer.client.patch(peer.pod, patch)
+async def test_a_patch_carries_the_changed_tenants(make, peer):
+    before = make.compiled([make.tenant_body("x"), make.tenant_body("y")])
+    after = make.compiled([make.tenant_body("y", weight=3)])
+    await peer.client.patch(peer.pod, difference(before, after), epoch=1, sequence=2)
     ((method, body),) = peer.bodies
     assert method == "PATCH"
-    assert ConfigPatch.model_validate_json(body) == patch
+    assert ConfigPatch.model_validate_json(body) == ConfigPatch(
+        epoch=1,
+        sequence=2,
+        base_revision=before.revision,
+        revision=after.revision,
+        tenants=[after.tenants["team/y"]],
+        removed=["team/x"],
+    )
 
 
 async def test_a_large_configuration_arrives_whole(make, peer):
