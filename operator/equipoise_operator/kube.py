@@ -31,8 +31,8 @@ DEADLINE = 10.0
 """Seconds that a call may take unless its caller says less."""
 CREDENTIALS_SECONDS = 60.0
 """How long credentials are used before they are read again."""
-PAGE = 2000
-"""Names in one page of a listing."""
+PAGE = 500
+"""Names in one page of a listing: with all that the API server says of each, 15 ms."""
 
 Json = dict[str, Any]
 
