@@ -21,6 +21,8 @@ hypothesis.settings.register_profile("search", deadline=None, max_examples=1_000
 hypothesis.settings.load_profile("equipoise")
 
 ROOT = Path(__file__).parents[1]
+CLUSTER_SECONDS = 900
+"""Of a test with its fixtures: one that starts a control plane takes 15 s here, and ten times that on a slow machine."""
 _BINARIES = pytest.StashKey[dict[str, Path]]()
 
 
@@ -37,6 +39,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if {"binaries", "cluster"} & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.cluster)
+            if item.get_closest_marker("timeout") is None:
+                item.add_marker(pytest.mark.timeout(CLUSTER_SECONDS))
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

@@ -44,7 +44,7 @@ KINDS = {
     "FairnessPolicy": FairnessPolicy,
 }
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 
 
 DOCUMENTS = [
