@@ -17,6 +17,8 @@ from equipoise_cluster import ControlPlane
 ROOT = Path(__file__).parents[2]
 COMMAND = Path(sys.executable).with_name("equipoise")
 SLICE = "10"
+SLOW = re.compile("too busy for --pace|not to be trusted|replay at a lower speed")
+"""In a demo's notes: the machine could not play the traffic in its own time."""
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(2400)]
 
@@ -113,10 +115,9 @@ def process(tmp_path):
 
 
 def played(process, tmp_path, *options, **environment):
-    """Run the demo to its end; return its exit code. Again at half the pace where it says that its figures are in doubt.
+    """Run the demo to its end; return its exit code. Again at half the pace where it says that the machine was too slow.
 
-    That is so on a machine that is too slow or too busy to play the traffic in its own time; a demo that fails without
-    such a note fails.
+    Its figures are then not to be trusted. Whatever else it notes, a lost request above all, ends the tries.
     """
     for pace in (1, 0.5, 0.25):
         demo = process(f"--pace={pace}", *options, **environment)
@@ -125,7 +126,8 @@ def played(process, tmp_path, *options, **environment):
         code = demo.wait(900)
         assert gone(children) == set()
         written = tmp_path / "report" / "result.json"
-        if not written.exists() or json.loads(written.read_text())["facts"]["notes"] == "none":
+        notes = json.loads(written.read_text())["facts"]["notes"].split("; ") if written.exists() else []
+        if not notes or not all(SLOW.search(note) for note in notes):
             break
     return code
 
