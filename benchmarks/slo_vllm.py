@@ -219,13 +219,13 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--stand-in", action="store_true", help="the stand-in engine in vLLM's place")
-    parser.add_argument("--load", type=float, action="append", default=[], help="repeat it; default: 1.3")
-    parser.add_argument("--seconds", type=float, default=90.0, help="of arrivals, each run")
+    parser.add_argument("--load", type=float, action="append", default=[], help="repeat it; default: 1.3 and 1.6")
+    parser.add_argument("--seconds", type=float, default=60.0, help="of arrivals, each run")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     console, facts = Console(stderr=True, highlight=False), machine("benchmarks.slo_vllm")
-    loads: list[float] = arguments.load or [1.3]
+    loads: list[float] = arguments.load or [1.3, 1.6]
     rows = {(load, name): Row(load, name) for load in loads for name in SCHEDULERS}
     accounts = {name: Account(f"team/{name}") for name in SHARES}
     headers = {name: account.headers for name, account in accounts.items()}
