@@ -219,7 +219,9 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--stand-in", action="store_true", help="the stand-in engine in vLLM's place")
-    parser.add_argument("--load", type=float, action="append", default=[], help="repeat it; default: 1.3 and 1.6")
+    parser.add_argument(
+        "--load", type=float, action="append", default=[], help="repeat it; default: 1.3 and 1.6"
+    )
     parser.add_argument("--seconds", type=float, default=60.0, help="of arrivals, each run")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--out", type=Path, default=RESULTS)
