@@ -33,7 +33,7 @@ async def replay(
 ) -> tuple[list[Answer], float]:
     """Send every call when it is due; return the answers and the seconds until the last one ended.
 
-    `headers` are each tenant's; a call with a budget for its first token says so itself.
+    `headers` are each tenant's; a call with a budget for its first token says so itself. Raises RuntimeError when any failed.
     """
     source = random.Random()  # not seeded: what was sent before would come from the prefix cache
     prompts = {
@@ -79,7 +79,11 @@ async def replay(
             return answer
 
         answers = await asyncio.gather(*(send(call) for call in load.calls))
-        return list(answers), time.perf_counter() - began
+        lasted = time.perf_counter() - began
+    failed = [answer.error for answer in answers if answer.error]
+    if failed:
+        raise RuntimeError(f"{len(failed)} requests failed, the first with {failed[0]}")
+    return list(answers), lasted
 
 
 def service(load: Workload, answers: list[Answer]) -> dict[str, ServiceSeries]:
