@@ -32,14 +32,13 @@ def test_first_come_first_served_lets_it_take_over(vllm, tmp_path):
     assert outcome.ratio > 5
 
 
-def test_cancelling_every_request_just_before_its_answer_is_charged_all_the_same(vllm, tmp_path):
+def test_cancelling_every_request_just_before_its_answer_brings_no_more_service(vllm, tmp_path):
     outcome = cancelling.play(vllm, tmp_path, in_flight=IN_FLIGHT)
     # On a busy machine some answers come before anybody can know that they are due. Were a cancelled request free, even
     # half of them would bring twice the service.
     assert outcome.cancelled > outcome.finished
     assert 2 * outcome.outstanding <= SETTLED_SHARE * min(outcome.finisher, outcome.canceller)
-    # Equal by what the sidecar counts ...
+    assert outcome.ratio <= 1.05
     assert outcome.believed == pytest.approx(outcome.finisher, rel=SETTLED_SHARE)
-    # ... which is, by the engine's own counters, near what it did: estimated at the pace of the last ten seconds, and so too
-    # low by 4 % on a quiet machine and 11 % on one whose speed doubles and halves within ten.
-    assert outcome.believed == pytest.approx(outcome.canceller, rel=0.25)
+    # The engine's word: what the sidecar charges for unfinished answers is near what they cost.
+    assert outcome.believed == pytest.approx(outcome.canceller, rel=0.15)
